@@ -1,0 +1,85 @@
+"""The prompted encoder: a frozen CLIP with visual prompts before every layer and spectral ones before some."""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .clip.backbone import VisionBackbone, run_block
+from .spectral.prompt import SpectralPrompt
+
+
+class Encoded(NamedTuple):
+    """patches_BhwE and global_BE, each of unit length in the joint space."""
+
+    patches_BhwE: Tensor
+    global_BE: Tensor
+
+
+class PromptedEncoder(nn.Module):
+    """CLIP's image encoder with learned tokens and spectral prompts.
+
+    [g, _, H] = Layer([g, V, H + S])    [SPT-SEG, eq. 2; eq. 3 where there is no S]
+
+    Shapes: image (B, 3, H, W) -> patches (B, h, w, E), global (B, E).
+    `spectral_layers` counts from 1, as the paper does. The backbone is frozen and may be bfloat16;
+    what is learned stays float32. Raises: ValueError for a layer that the backbone does not have.
+    """
+
+    def __init__(
+        self,
+        backbone: VisionBackbone,
+        prompt_tokens: int,
+        spectral_layers: tuple[int, ...],
+        spectral_shared: bool,
+        spectral_grid: tuple[int, int],
+        class_token_twice: bool,
+        dropout: float,
+    ):
+        super().__init__()
+        layers = len(backbone.blocks)
+        if outside := [layer for layer in spectral_layers if not 1 <= layer <= layers]:
+            raise ValueError(
+                f"spectral_layers {outside} do not exist: the backbone has layers 1 to {layers}. "
+                "No spectral prompt would enter there; choose among those."
+            )
+        self.backbone = backbone.requires_grad_(False)
+        self.class_token_twice = class_token_twice
+        width = backbone.width
+        if prompt_tokens:
+            bound = (6 / (3 * backbone.patch**2 + width)) ** 0.5
+            self.tokens_LMD = nn.Parameter(torch.empty(layers, prompt_tokens, width).uniform_(-bound, bound))
+            self.project_tokens = nn.Linear(width, width)
+            nn.init.kaiming_normal_(self.project_tokens.weight, a=0, mode="fan_out")
+        else:
+            self.tokens_LMD = None
+        self.dropout = nn.Dropout(dropout)
+        # Layer l uses spectral prompt spectral_index[l]: always 0 when they share one weight.
+        chosen = sorted(set(spectral_layers))
+        self.spectral_index = {layer - 1: 0 if spectral_shared else i for i, layer in enumerate(chosen)}
+        self.spectral = nn.ModuleList(
+            SpectralPrompt(spectral_grid, width) for _ in range(len(set(self.spectral_index.values())))
+        )
+        self.norm = nn.LayerNorm(width, eps=1e-6)
+
+    def forward(self, image_B3HW: Tensor) -> Encoded:
+        tokens_BND, (h, w) = self.backbone.embed(image_B3HW, self.class_token_twice)
+        B, dtype = len(tokens_BND), tokens_BND.dtype
+        cls_B1D, patches_BND = tokens_BND[:, :1], tokens_BND[:, 1:]
+        if self.tokens_LMD is not None:
+            prompts_LMD = self.project_tokens(self.tokens_LMD)
+        for layer, block in enumerate(self.backbone.blocks):
+            if layer in self.spectral_index:
+                prompt = self.spectral[self.spectral_index[layer]]
+                s_BhwD = prompt(patches_BND.unflatten(1, (h, w)), cls_B1D[:, 0])
+                patches_BND = patches_BND + s_BhwD.flatten(1, 2).to(dtype)
+            parts = [cls_B1D, patches_BND]
+            if self.tokens_LMD is not None:
+                parts.insert(1, self.dropout(prompts_LMD[layer].expand(B, -1, -1)).to(dtype))
+            with torch.autocast(image_B3HW.device.type, enabled=False):
+                tokens_BND = run_block(block, torch.cat(parts, dim=1))
+            cls_B1D, patches_BND = tokens_BND[:, :1], tokens_BND[:, -h * w :]
+        kept_BND = self.norm(torch.cat([cls_B1D, patches_BND], dim=1).float())
+        joint_BNE = F.normalize(self.backbone.project(kept_BND.to(dtype)).float(), dim=-1)
+        return Encoded(joint_BNE[:, 1:].unflatten(1, (h, w)), joint_BNE[:, 0])

@@ -1,0 +1,113 @@
+"""The segmenter: prompted encoder, mask decoder, loss and prediction."""
+
+import copy
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .clip.backbone import VisionBackbone
+from .clip.load import Clip, load_clip
+from .decoder import CrossAttention, MaskDecoder, SpectralGuidedAttention
+from .encoder import PromptedEncoder
+from .losses import dice_loss, focal_loss, one_hot_masks, ssim_loss
+from .settings import ModelSettings
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+class Segmenter(nn.Module):
+    """Images and class texts to masks.
+
+    Shapes: image (B, 3, H, W) in [0, 1], class texts (K, E) -> mask logits (B, K, h, w) on the patch grid.
+    Any class texts will do: the same weights serve the classes of training and others.
+    """
+
+    def __init__(self, settings: ModelSettings, encoder: PromptedEncoder, decoder: MaskDecoder, mean, std):
+        super().__init__()
+        self.settings = settings
+        self.encoder, self.decoder = encoder, decoder
+        self.register_buffer("mean_311", torch.tensor(mean).view(3, 1, 1), persistent=False)
+        self.register_buffer("std_311", torch.tensor(std).view(3, 1, 1), persistent=False)
+
+    @property
+    def patch(self) -> int:
+        return self.encoder.backbone.patch
+
+    def trainable(self) -> dict[str, nn.Parameter]:
+        """What training changes, by name: everything but the backbone."""
+        return {name: p for name, p in self.named_parameters() if not name.startswith("encoder.backbone.")}
+
+    def forward(self, image_B3HW: Tensor, class_text_KE: Tensor) -> Tensor:
+        half = self.encoder.backbone.conv1.weight.dtype
+        with torch.autocast(image_B3HW.device.type, dtype=torch.bfloat16, enabled=half == torch.bfloat16):
+            encoded = self.encoder((image_B3HW - self.mean_311) / self.std_311)
+            return self.decoder(encoded.patches_BhwE, encoded.global_BE, class_text_KE).float()
+
+    def loss(self, image_B3HW: Tensor, label_BHW: Tensor, class_text_KE: Tensor) -> dict[str, Tensor]:
+        """Weighted losses by name, and "loss", their sum [SPT-SEG, eq. 10].
+
+        label_BHW: indices into class_text_KE, 255 where there is no label.
+        Raises: ValueError when image and mask differ in size, or for a label outside the classes.
+        """
+        if image_B3HW.shape[-2:] != label_BHW.shape[-2:]:
+            raise ValueError(
+                f"Images are {tuple(image_B3HW.shape[-2:])} and masks {tuple(label_BHW.shape[-2:])} pixels. "
+                "Labels would fall on other pixels than their own; crop and resize both together."
+            )
+        settings = self.settings
+        target_BKHW = one_hot_masks(label_BHW, len(class_text_KE))
+        logits_BKHW = F.interpolate(self(image_B3HW, class_text_KE), size=label_BHW.shape[-2:], mode="bilinear")
+        counted_B1HW = (label_BHW != 255)[:, None].float()
+        if settings.ignored == "negative":
+            counted_B1HW = torch.ones_like(counted_B1HW)
+        parts = {"focal": settings.focal_weight * focal_loss(logits_BKHW, target_BKHW, counted_B1HW)}
+        if settings.ssim_weight:
+            mask = logits_BKHW if settings.ssim_on == "logits" else logits_BKHW.sigmoid()
+            parts["ssim"] = settings.ssim_weight * ssim_loss(mask * counted_B1HW, target_BKHW)
+        if settings.dice_weight:
+            parts["dice"] = settings.dice_weight * dice_loss(logits_BKHW, target_BKHW, counted_B1HW)
+        return parts | {"loss": sum(parts.values())}
+
+
+def build_decoder(settings: ModelSettings, joint: int) -> MaskDecoder:
+    """The decoder that the settings name; raises ValueError where the heads do not divide the joint width."""
+    if joint % settings.heads:
+        raise ValueError(
+            f"{settings.heads} heads do not divide the joint space's {joint} dimensions; choose a divisor of {joint}."
+        )
+
+    def attention(last: bool) -> nn.Module:
+        if settings.decoder == "cross":
+            return CrossAttention(joint, settings.heads, last)
+        return SpectralGuidedAttention(
+            joint, settings.heads, settings.high_heads, settings.window, settings.gate,
+            settings.high_projection, settings.dropout, last,
+        )  # fmt: skip
+
+    layers = settings.decoder_layers
+    return MaskDecoder(joint, [attention(i == layers - 1) for i in range(layers)], settings.dropout)
+
+
+def build_segmenter(settings: ModelSettings, clip: Clip | None = None, dtype: torch.dtype = torch.float32) -> Segmenter:
+    """Assemble a segmenter around a CLIP; the frozen backbone is held in `dtype`.
+
+    The backbone is shared with `clip` unless dtype converts it; `clip` defaults to the one in the settings.
+    """
+    clip = clip or load_clip(settings.clip, settings.weights)
+    visual = clip.model.visual
+    if dtype != torch.float32:
+        # A copy: the text side and other users of this CLIP keep float32.
+        visual = copy.deepcopy(visual).to(dtype)
+    backbone = VisionBackbone(visual)
+    encoder = PromptedEncoder(
+        backbone,
+        prompt_tokens=settings.prompt_tokens,
+        spectral_layers=settings.spectral_layers,
+        spectral_shared=settings.spectral_shared,
+        spectral_grid=(settings.grid, settings.grid),
+        class_token_twice=settings.class_token_twice,
+        dropout=settings.dropout,
+    )
+    mean, std = (clip.mean, clip.std) if settings.normalisation == "model" else (IMAGENET_MEAN, IMAGENET_STD)
+    return Segmenter(settings, encoder, build_decoder(settings, backbone.joint), mean, std)
