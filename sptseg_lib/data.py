@@ -1,0 +1,149 @@
+"""Data sets for training and testing: ShapeScenes rendered on the fly, or a folder in PASCAL VOC's layout."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from torchvision import tv_tensors
+from torchvision.transforms import v2
+
+from .scenes.render import SceneSettings, render_scenes
+from .splits import Split, find_split, hide_unseen, make_split
+
+TRAIN_SEED, TEST_SEED = 11, 12  # of the scene streams; a run's own seed is added to the first alone
+
+
+class Batch(NamedTuple):
+    """image_B3HW in [0, 1]; label_BHW int64 with 255 ignored; index_B, which pictures these are."""
+
+    image_B3HW: Tensor
+    label_BHW: Tensor
+    index_B: Tensor
+
+
+class SceneData(Dataset):
+    """`length` ShapeScenes; a whole batch of them is rendered in one call."""
+
+    def __init__(self, length: int, settings: SceneSettings, seed: int, visible: Split | None = None):
+        self.length, self.settings, self.seed, self.visible = length, settings, seed, visible
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> Batch:
+        return Batch(*(x[0] for x in self.__getitems__([index])))
+
+    def __getitems__(self, indices: list[int]) -> Batch:
+        index_B = torch.tensor(indices)
+        image_B3HW, label_BHW = render_scenes(index_B, self.settings, self.seed)
+        label_BHW = label_BHW.long() if self.visible is None else hide_unseen(label_BHW, self.visible)
+        return Batch(image_B3HW, label_BHW, index_B)
+
+
+class VocData(Dataset):
+    """Pictures and masks of one set of a folder in PASCAL VOC's layout.
+
+    Label 0 is background and becomes 255; others shift down by one. Training pictures (`crop`) are
+    scaled by 0.5-2, cropped and flipped; test pictures keep their size.
+    Raises: FileNotFoundError for a missing list, image or mask; ValueError where image and mask
+    differ in size, for an empty set, or for labels outside the class list.
+    """
+
+    def __init__(
+        self, folder: str | Path, name: str, split: Split, crop: int = 0, length: int = 0, visible: bool = False
+    ):
+        self.folder, self.split, self.visible = Path(folder), split, visible
+        listing = self.folder / "ImageSets" / "Segmentation" / f"{name}.txt"
+        if not listing.is_file():
+            raise FileNotFoundError(
+                f"{listing} is missing: {folder} is not a complete folder in PASCAL VOC's layout. "
+                "Nothing could be read; write or unpack it again."
+            )
+        self.stems = listing.read_text().split()
+        if not self.stems:
+            raise ValueError(f"{listing} lists no picture. There would be nothing to learn or score; fill it.")
+        self.length = length or len(self.stems)
+        self.augment = None
+        if crop:
+            ignore = {tv_tensors.Image: 0, tv_tensors.Mask: 255}
+            self.augment = v2.Compose([
+                v2.RandomResize(crop // 2, crop * 2),
+                v2.RandomCrop(crop, pad_if_needed=True, fill=ignore),
+                v2.RandomHorizontalFlip(),
+            ])  # fmt: skip
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> Batch:
+        stem = self.stems[index % len(self.stems)]
+        image_path = self.folder / "JPEGImages" / f"{stem}.jpg"
+        mask_path = self.folder / "SegmentationClass" / f"{stem}.png"
+        for path in (image_path, mask_path):
+            if not path.is_file():
+                raise FileNotFoundError(f"{path} is listed but missing; the folder is incomplete, write it again.")
+        image = np.asarray(Image.open(image_path).convert("RGB"))
+        label = np.asarray(Image.open(mask_path))
+        if image.shape[:2] != label.shape[:2]:
+            raise ValueError(
+                f"{stem}: the image has {image.shape[:2]} and the mask {label.shape[:2]} pixels. Labels would fall on "
+                "other pixels than their own; replace one of the two."
+            )
+        raw = torch.from_numpy(label.astype(np.int64))
+        label = torch.where((raw == 0) | (raw == 255), 255, raw - 1)
+        pair = tv_tensors.Image(torch.from_numpy(image.copy()).permute(2, 0, 1)), tv_tensors.Mask(label)
+        if self.augment:
+            pair = self.augment(*pair)
+        image, label = pair[0].float() / 255, pair[1].as_subclass(Tensor).long()
+        if self.visible:
+            label = hide_unseen(label[None], self.split)[0]
+        return Batch(image.as_subclass(Tensor), label, torch.tensor(index))
+
+
+def _stack(items: "Batch | list[Batch]") -> Batch:
+    return items if isinstance(items, Batch) else Batch(*(torch.stack(x) for x in zip(*items)))
+
+
+def split_for(dataset: str, split: str) -> Split:
+    """The split of a run: a named one, or for a folder the classes of its classes.txt with that split's unseen ones."""
+    named = find_split(split)
+    listing = Path(dataset) / "classes.txt"
+    if dataset == "shapescenes" or not listing.is_file():
+        return named
+    return make_split(named.name, tuple(listing.read_text().split()), named.unseen, named.stuff)
+
+
+def _known(dataset: str) -> None:
+    if dataset != "shapescenes" and not Path(dataset).is_dir():
+        raise ValueError(
+            f"There is no data set {dataset!r}: neither 'shapescenes' nor a folder. Nothing could be read; check the path."
+        )
+
+
+def train_loader(settings, split: Split, scenes: SceneSettings | None = None) -> DataLoader:
+    """Batches for `settings.iterations` iterations of training, in an order that its seed fixes.
+
+    settings: TrainSettings. In the inductive setting unseen labels are 255 and seen ones count from 0.
+    """
+    _known(settings.dataset)
+    length, hidden = settings.iterations * settings.batch, split if settings.setting == "inductive" else None
+    if settings.dataset == "shapescenes":
+        scenes = scenes or SceneSettings(size=settings.size)
+        data = SceneData(length, scenes, TRAIN_SEED + 1000 * settings.seed, hidden)
+        return DataLoader(data, settings.batch, shuffle=False, collate_fn=_stack, num_workers=0)
+    data = VocData(settings.dataset, "train", split, settings.size, length, hidden is not None)
+    return DataLoader(data, settings.batch, shuffle=False, collate_fn=_stack, num_workers=2)
+
+
+def test_loader(settings, split: Split, scenes: SceneSettings | None = None) -> DataLoader:
+    """Held-out pictures, each once: settings.scenes ShapeScenes, or the folder's val set. settings: EvaluateSettings."""
+    _known(settings.dataset)
+    if settings.dataset == "shapescenes":
+        data = SceneData(settings.scenes, scenes or SceneSettings(size=settings.size), TEST_SEED)
+        return DataLoader(data, settings.batch, collate_fn=_stack)
+    # Pictures differ in size: one at a time.
+    return DataLoader(VocData(settings.dataset, "val", split), 1, collate_fn=_stack, num_workers=2)

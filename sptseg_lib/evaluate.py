@@ -1,0 +1,140 @@
+"""Evaluation: every trained run and the training-free floor, on the same held-out pictures."""
+
+import csv
+import json
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from .checkpoint import WEIGHTS, load_segmenter
+from .clip.backbone import VisionBackbone
+from .clip.dense import dense_clip
+from .clip.load import TINY, Clip, load_clip
+from .clip.text import class_text
+from .data import split_for, test_loader
+from .inference import class_probabilities, label_maps
+from .metrics import confusion_matrix, scores
+from .precision import backbone_dtype, find_device
+from .scenes.render import SceneSettings
+from .settings import EvaluateSettings
+from .splits import Split
+
+FLOOR = "dense_clip"
+
+
+def score_images(
+    predict: Callable[[Tensor], Tensor], loader: Iterable, split: Split, gammas: list[float], title: str = ""
+) -> tuple[Tensor, list[dict], float]:
+    """Run a predictor over a test set once, for all seen-class shifts.
+
+    predict: (B, 3, H, W) in [0, 1] -> probabilities (B, K, H, W).
+    Returns: confusion matrices (G, K, K); per picture, at the first shift, its index, pAcc and mean IoU
+    over the classes in it (per cent); seconds in the predictor.
+    """
+    classes = len(split.classes)
+    total = torch.zeros(len(gammas), classes, classes, dtype=torch.int64)
+    rows, seconds = [], 0.0
+    for image, label, index in tqdm(loader, desc=title, leave=False):
+        start = time.perf_counter()
+        predicted_GBHW = label_maps(predict(image), split.seen_ids, gammas).cpu()
+        seconds += time.perf_counter() - start
+        for g, predicted_BHW in enumerate(predicted_GBHW):
+            total[g] += confusion_matrix(predicted_BHW, label, classes)
+        rows += picture_scores(predicted_GBHW[0], label, index, split)
+    return total, rows, seconds
+
+
+def picture_scores(predicted_BHW: Tensor, label_BHW: Tensor, index_B: Tensor, split: Split) -> list[dict]:
+    """pAcc and mean IoU of each picture over the classes in it, in per cent."""
+    rows = []
+    counted = label_BHW != 255
+    right_B = ((predicted_BHW == label_BHW) & counted).flatten(1).sum(1) / counted.flatten(1).sum(1).clamp(min=1)
+    K = len(split.classes)
+    hot = [
+        torch.nn.functional.one_hot(x.where(counted, K).flatten(1), K + 1)[..., :K] for x in (predicted_BHW, label_BHW)
+    ]
+    both_BK = (hot[0] * hot[1]).sum(1)
+    union_BK = hot[0].sum(1) + hot[1].sum(1) - both_BK
+    there_BK = hot[1].any(1)
+    mean_B = (both_BK / union_BK.clamp(min=1) * there_BK).sum(1) / there_BK.sum(1).clamp(min=1)
+    for i, right, mean in zip(index_B.tolist(), right_B.tolist(), mean_B.tolist()):
+        rows.append({"picture": i, "pAcc": round(100 * right, 2), "mIoU": round(100 * mean, 2)})
+    return rows
+
+
+def _trained_predictor(folder: Path, split: Split, settings: EvaluateSettings, device: str):
+    segmenter, trained = load_segmenter(folder, dtype=backbone_dtype(settings.precision, device))
+    model = trained.model()
+    text_KE = class_text(load_clip(model.clip, model.weights), split.classes, model.prompt).to(device)
+    segmenter = segmenter.to(device)
+
+    def predict(image_B3HW: Tensor) -> Tensor:
+        return class_probabilities(
+            lambda piece: segmenter(piece, text_KE).sigmoid(),
+            image_B3HW.to(device), settings.size, segmenter.patch, settings.stride,
+        )  # fmt: skip
+
+    return predict, trained
+
+
+def _floor_predictor(clip: Clip, split: Split, settings: EvaluateSettings, device: str):
+    backbone = VisionBackbone(clip.model.visual).to(device).eval()
+    text_KE = class_text(clip, split.classes).to(device)
+    mean, std = (torch.tensor(x, device=device).view(3, 1, 1) for x in (clip.mean, clip.std))
+    scale = clip.model.logit_scale.exp().item()
+
+    def predict(image_B3HW: Tensor) -> Tensor:
+        return class_probabilities(
+            lambda piece: (dense_clip(backbone, (piece - mean) / std, text_KE) * scale).softmax(1),
+            image_B3HW.to(device), settings.size, backbone.patch, settings.stride,
+        )  # fmt: skip
+
+    return predict
+
+
+def evaluate(settings: EvaluateSettings, scenes: SceneSettings | None = None) -> dict:
+    """Score all finished runs below `<run_dir>/train` and the floor; write metrics.json and pictures.csv.
+
+    Returns {"runs": [...]}: for each run and each γ one entry with dataset, split, setting, method, seed,
+    gamma, pAcc, mIoU_seen, mIoU_unseen, hIoU, things and stuff apart (per cent), per_class, seconds,
+    images_per_second, and "reported": true for the entry at `settings.gamma`. The floor, which needs no
+    shift, is scored at γ = 0 too. Raises: FileNotFoundError where nothing has been trained.
+    """
+    run_dir, device = settings.folder, find_device()
+    split = split_for(settings.dataset, settings.split)
+    folders = sorted(path.parent for path in run_dir.glob(f"train/*/{WEIGHTS}"))
+    if not folders:
+        raise FileNotFoundError(
+            f"No finished run below {run_dir / 'train'}. There is nothing to score; run 05_train first."
+        )
+    gammas = [settings.gamma, *(g for g in settings.gammas if g != settings.gamma)]
+    runs, pictures = [], []
+    jobs: list[tuple[str, Path | None]] = [(FLOOR, None), *((folder.name, folder) for folder in folders)]
+    for name, folder in jobs:
+        loader = test_loader(settings, split, scenes)
+        if folder is None:
+            predict = _floor_predictor(load_clip(TINY), split, settings, device)
+            method, setting, seed, own_gammas = FLOOR, "training-free", settings.seed, [0.0]
+        else:
+            predict, trained = _trained_predictor(folder, split, settings, device)
+            method, setting, seed = trained.method, trained.setting, trained.seed
+            own_gammas = gammas if setting == "inductive" else [0.0]
+        confusion_GKK, rows, seconds = score_images(predict, loader, split, own_gammas, name)
+        pictures += [{"run": name, **row} for row in rows]
+        for gamma, confusion_KK in zip(own_gammas, confusion_GKK):
+            runs.append({
+                "dataset": settings.dataset, "split": split.name, "setting": setting, "method": method, "seed": seed,
+                "gamma": gamma, "reported": gamma == own_gammas[0], **scores(confusion_KK, split),
+                "seconds": round(seconds, 2), "images_per_second": round(len(rows) / seconds, 2),
+            })  # fmt: skip
+    metrics = {"runs": runs}
+    (run_dir / "metrics.json").write_text(json.dumps(metrics, indent=1))
+    with (run_dir / "pictures.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=list(pictures[0]))
+        writer.writeheader()
+        writer.writerows(pictures)
+    return metrics

@@ -1,0 +1,186 @@
+"""Every setting, its default and its reason. Frozen, checked, and the same in notebooks, pipelines and code."""
+
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+
+class Settings(BaseModel):
+    """Settings refuse names that they do not know: a misspelt one would change nothing, in silence."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ModelSettings(Settings):
+    """What the model is. The defaults are the paper's, where it gives them."""
+
+    clip: str = Field("sptseg-tiny", description="open_clip model name, or sptseg-tiny, which is in the package")
+    weights: str | None = Field(None, description="open_clip pretrained tag or a path; None: the model's own or random")
+    normalisation: Literal["model", "imagenet"] = Field(
+        "model",
+        description="pixel mean and deviation: what CLIP was trained with, or ImageNet's as in the released recipe",
+    )
+    grid: int = Field(16, ge=1, description="patches along a side of a training image: the spectral weight's own size")
+    prompt: str = Field("a photo of a {}", description="text around a class name, or 'ensemble' for the 15 templates")
+
+    prompt_tokens: int = Field(10, ge=0, description="M, learned tokens before every layer; 0 leaves VPT out")
+    spectral_layers: tuple[int, ...] = Field((1, 2), description="layers, from 1, whose patches get a spectral prompt")
+    spectral_shared: bool = Field(False, description="one spectral weight for all those layers, as released")
+    class_token_twice: bool = Field(False, description="add the class embedding twice, as the released encoders do")
+
+    decoder: Literal["spectral", "cross"] = Field("spectral", description="SPT-SEG's decoder or ZegCLIP's")
+    decoder_layers: int = Field(3, ge=1)
+    heads: int = Field(8, ge=1)
+    alpha: float = Field(0.125, ge=0, le=1, description="share of the heads that `alpha_side` names")
+    alpha_side: Literal["high", "low"] = Field(
+        "high", description="eq. 4 counts high heads; the released code counts low ones"
+    )
+    window: int = Field(3, ge=1, description="side of the attention windows, in patches")
+    gate: bool = Field(True, description="eq. 7")
+    high_projection: bool = Field(True, description="project the high heads' output; the released code never does")
+    dropout: float = Field(0.1, ge=0, lt=1)
+
+    focal_weight: float = Field(100.0, ge=0)
+    ssim_weight: float = Field(1.0, ge=0)
+    dice_weight: float = Field(0.0, ge=0)
+    ssim_on: Literal["probabilities", "logits"] = Field("probabilities", description="logits as released")
+    ignored: Literal["negative", "left out"] = Field(
+        "negative", description="unlabelled pixels count against every class, as released, or do not count"
+    )
+    seen_shift: float = Field(0.1, description="γ, taken from every seen class's probability when testing")
+
+    @property
+    def high_heads(self) -> int:
+        """Heads of the high-frequency branch; the counted share is cut off to whole heads, as released."""
+        counted = int(self.alpha * self.heads)
+        return counted if self.alpha_side == "high" else self.heads - counted
+
+
+# The differences between the paper and the released code, each a setting of its own.
+_RELEASED = {
+    "spectral_shared": True,
+    "class_token_twice": True,
+    "alpha": 0.9,
+    "alpha_side": "low",
+    "high_projection": False,
+    "ssim_on": "logits",
+    "normalisation": "imagenet",
+}
+_ZEGCLIP = {"spectral_layers": (), "decoder": "cross", "ssim_weight": 0.0, "dice_weight": 1.0}
+
+PRESETS: dict[str, dict] = {
+    "spt_seg": {},
+    "spt_seg_released": _RELEASED,
+    "zegclip": _ZEGCLIP,
+    # Table 2: the baseline with one ingredient at a time.
+    "zegclip_spt": {**_ZEGCLIP, "spectral_layers": (1, 2)},
+    "zegclip_sgd": {"spectral_layers": ()},
+}
+
+
+def one_of(kind: str, name: str, known) -> str:
+    """Check a name against those that exist; raises ValueError that lists them and the nearest one."""
+    if name not in known:
+        near = get_close_matches(name, list(known), n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise ValueError(
+            f"There is no {kind} {name!r}; nothing would run under that name.{hint} Known: {', '.join(known)}."
+        )
+    return name
+
+
+def explain(error: ValidationError) -> str:
+    """A pydantic error in one sentence a fault: the name, the value and what is wrong with it."""
+    faults = []
+    for fault in error.errors():
+        name = ".".join(map(str, fault["loc"])) or "settings"
+        if fault["type"] == "extra_forbidden":
+            faults.append(f"there is no setting {name!r}")
+        else:
+            faults.append(f"{name}={fault['input']!r}: {fault['msg']}")
+    return "; ".join(faults)
+
+
+def preset(name: str, **changes) -> ModelSettings:
+    """The model settings of a preset, with changes: `preset("spt_seg", window=2)`.
+
+    Raises: ValueError for an unknown preset, an unknown setting or a value of the wrong type.
+    """
+    one_of("preset", name, PRESETS)
+    for change in changes:
+        one_of("model setting", change, ModelSettings.model_fields)
+    try:
+        return ModelSettings(**{**PRESETS[name], **changes})
+    except ValidationError as error:
+        raise ValueError(f"These settings cannot be used: {explain(error)}. Correct them before training.") from None
+
+
+Gammas = Annotated[list[float], Field(min_length=1)]
+
+
+def project_root() -> Path:
+    """The checkout: the nearest folder at or above the current one that holds notebooks/pipelines, or the current one.
+
+    Notebooks start in their own folder and pipelines elsewhere; relative paths mean the same in both.
+    """
+    here = Path.cwd()
+    return next((p for p in (here, *here.parents) if (p / "notebooks" / "pipelines").is_dir()), here)
+
+
+class RunSettings(Settings):
+    """What 05_train and 06_evaluate share."""
+
+    run_dir: str = "runs/notebook"
+    dataset: str = Field("shapescenes", description="shapescenes, or the folder of a data set in PASCAL VOC's layout")
+    split: str = Field("default", description="a name in sptseg_lib.splits.SPLITS")
+    size: int = Field(128, ge=8, description="side of an image, or of a sliding window, in pixels")
+    batch: int = Field(16, ge=1)
+    devices: int = Field(1, ge=1)
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="of the frozen backbone; auto: bfloat16 where the hardware computes in it"
+    )
+    seed: int = Field(0, ge=0)
+
+    @property
+    def folder(self) -> Path:
+        """run_dir, relative paths counted from the checkout."""
+        return project_root() / self.run_dir
+
+
+class TrainSettings(RunSettings):
+    """One training run: the parameters of 05_train."""
+
+    method: str = Field("spt_seg", description="a preset")
+    setting: Literal["inductive", "supervised"] = Field(
+        "inductive", description="labels of seen classes only, or of all: the ceiling"
+    )
+    overrides: dict = Field(default_factory=dict, description="model settings that differ from the preset's")
+    iterations: int = Field(200, ge=1)
+    learning_rate: float = Field(2e-3, gt=0, description="peak rate of prompts and decoder; the paper's ViT-B/16: 2e-4")
+    warmup: int = Field(50, ge=0, description="iterations of linear warm-up")
+    weight_decay: float = Field(0.01, ge=0)
+    save_every: int = Field(100, ge=1, description="iterations between checkpoints to resume from")
+
+    @model_validator(mode="after")
+    def _model_exists(self):
+        preset(self.method, **self.overrides)
+        return self
+
+    def model(self) -> ModelSettings:
+        return preset(self.method, **self.overrides)
+
+    @property
+    def name(self) -> str:
+        """The run's folder: method, setting and seed."""
+        return f"{self.method}-{self.setting}-seed{self.seed}"
+
+
+class EvaluateSettings(RunSettings):
+    """One evaluation: the parameters of 06_evaluate."""
+
+    scenes: int = Field(100, ge=1, description="held-out ShapeScenes to score")
+    gammas: Gammas = Field([0.0, 0.05, 0.1, 0.2, 0.3], description="seen-class shifts of the reported sweep")
+    gamma: float = Field(0.1, description="the shift whose scores are reported")
+    stride: int = Field(0, ge=0, description="pixels between sliding windows; 0: five sixths of a window")

@@ -1,0 +1,120 @@
+"""Which classes are seen in training and which are not, under each data set's protocol."""
+
+from typing import Annotated
+
+import torch
+from pydantic import AfterValidator, BaseModel, ConfigDict, model_validator
+from torch import Tensor
+
+from .scenes.atlas import CLASSES, STUFF, THINGS
+from .settings import one_of
+
+
+def _distinct(names: tuple[str, ...]) -> tuple[str, ...]:
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(
+            f"{', '.join(twice)} named more than once. Two train ids would share a name; name each class once."
+        )
+    return names
+
+
+Names = Annotated[tuple[str, ...], AfterValidator(_distinct)]
+
+
+class Split(BaseModel):
+    """Classes in the order of their train ids, seen and unseen.
+
+    Raises: ValueError where a class is in both lists or in neither, or where no class is seen.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    seen: Names
+    unseen: Names
+    classes: Names
+    stuff: Names = ()
+
+    @model_validator(mode="after")
+    def _consistent(self):
+        if leaked := [name for name in self.seen if name in self.unseen]:
+            raise ValueError(
+                f"{len(leaked)} class(es) are both seen and unseen: {', '.join(leaked)}. "
+                "Zero-shot scores would be inflated; remove them from one list."
+            )
+        if not self.seen:
+            raise ValueError(f"Split {self.name!r} has no seen class. There would be no label to learn from; name one.")
+        listed = {*self.seen, *self.unseen}
+        if odd := listed.symmetric_difference(self.classes):
+            raise ValueError(
+                f"{', '.join(sorted(odd))}: not in both the class list and the split. Its pixels would be scored as "
+                "something else; list each class once, as seen or as unseen."
+            )
+        return self
+
+    @property
+    def seen_ids(self) -> tuple[int, ...]:
+        return tuple(i for i, name in enumerate(self.classes) if name in self.seen)
+
+    @property
+    def unseen_ids(self) -> tuple[int, ...]:
+        return tuple(i for i, name in enumerate(self.classes) if name in self.unseen)
+
+
+def make_split(name: str, classes: tuple[str, ...], unseen: tuple[str, ...], stuff: tuple[str, ...] = ()) -> Split:
+    """A split from the class list and its unseen part; raises ValueError for an unknown unseen class."""
+    for one in unseen:
+        one_of("class", one, classes)
+    seen = tuple(one for one in classes if one not in unseen)
+    return Split(name=name, classes=classes, seen=seen, unseen=unseen, stuff=stuff)
+
+
+def _shapes(name: str, *unseen: str) -> Split:
+    return make_split(name, CLASSES, unseen, STUFF)
+
+
+_VOC = (
+    "aeroplane bicycle bird boat bottle bus car cat chair cow diningtable dog horse motorbike person "
+    "pottedplant sheep sofa train tvmonitor"
+).split()
+
+SPLITS: dict[str, Split] = {
+    split.name: split
+    for split in (
+        _shapes("default", "star", "ring", "arrow", "checkerboard", "waves"),
+        _shapes("unseen_things", "star", "ring", "arrow", "heart", "gear"),
+        _shapes("unseen_stuff", "checkerboard", "waves", "clouds"),
+        _shapes("half", *THINGS[1::2], *STUFF[1::2]),
+        make_split("voc12", tuple(_VOC), tuple(_VOC[15:])),
+    )
+}
+
+
+def find_split(name: str) -> Split:
+    """A split by name; raises ValueError that lists the known ones."""
+    return SPLITS[one_of("split", name, SPLITS)]
+
+
+def hide_unseen(label_BHW: Tensor, split: Split, ignore: int = 255) -> Tensor:
+    """Masks as training may see them: unseen pixels become 255, seen classes count from 0 in order.
+
+    Shapes: (B, H, W) integer train ids -> (B, H, W) int64 indices into `split.seen_ids`.
+    Raises: ValueError for labels that are neither in the class list nor 255.
+    """
+    table = torch.full((256,), -1, dtype=torch.int64, device=label_BHW.device)
+    table[list(split.seen_ids)] = torch.arange(len(split.seen_ids), device=label_BHW.device)
+    table[list(split.unseen_ids)] = ignore
+    table[ignore] = ignore
+    mapped = table[label_BHW.long()]
+    check_labels(label_BHW, len(split.classes), ignore)
+    return mapped
+
+
+def check_labels(label_BHW: Tensor, classes: int, ignore: int = 255) -> None:
+    """Raises ValueError, naming them, for labels outside the class list."""
+    outside = label_BHW[(label_BHW >= classes) & (label_BHW != ignore)]
+    if len(outside):
+        raise ValueError(
+            f"Labels {sorted(set(outside.tolist()))} are outside the class list of {classes} (ids 0 to {classes - 1}, "
+            f"{ignore} ignored). Those pixels would be scored as errors of every class; convert the masks to train ids."
+        )

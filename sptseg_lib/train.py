@@ -1,0 +1,149 @@
+"""Training through Lightning: resumable, checked, and the trained parameters alone in the checkpoint."""
+
+import json
+import math
+from pathlib import Path
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
+from lightning.pytorch.loggers import CSVLogger
+from torch import Tensor
+
+from .checkpoint import SETTINGS, WEIGHTS, save_checkpoint
+from .clip.load import Clip, load_clip
+from .clip.text import class_text
+from .data import Batch, split_for, train_loader
+from .disk import check_room
+from .model import Segmenter, build_segmenter
+from .precision import backbone_dtype, find_device
+from .scenes.render import SceneSettings
+from .settings import TrainSettings
+
+RESUME = "last.ckpt"
+
+
+def learning_rate_factor(step: int, warmup: int, steps: int, power: float = 0.9, floor: float = 1e-6) -> float:
+    """Linear warm-up from a ratio of 1e-6, then (1 − t)^0.9 down to 1e-6; 1 is the peak rate."""
+    if step < warmup:
+        return floor + (1 - floor) * step / warmup
+    done = min(1.0, (step - warmup) / max(1, steps - warmup))
+    return floor + (1 - floor) * (1 - done) ** power
+
+
+def parameter_groups(segmenter: Segmenter, weight_decay: float) -> list[dict]:
+    """AdamW's groups: weight decay on all trained parameters but those of norms."""
+    named = segmenter.trainable()
+    norms = {name for name in named if "norm" in name}
+    return [
+        {"params": [p for name, p in named.items() if name not in norms], "weight_decay": weight_decay},
+        {"params": [p for name, p in named.items() if name in norms], "weight_decay": 0.0},
+    ]
+
+
+class SegmentationTraining(L.LightningModule):
+    """Losses, optimiser and schedule. Text embeddings of the training classes are given, computed once."""
+
+    strict_loading = False  # the backbone is not in checkpoints
+
+    def __init__(self, segmenter: Segmenter, class_text_KE: Tensor, settings: TrainSettings):
+        super().__init__()
+        self.segmenter, self.settings = segmenter, settings
+        self.register_buffer("class_text_KE", class_text_KE, persistent=False)
+
+    def training_step(self, batch: Batch, _) -> Tensor:
+        # Dropout depends on seed and step alone, so that a resumed run draws what an unbroken one would.
+        torch.manual_seed(self.settings.seed * 1_000_003 + self.global_step)
+        losses = self.segmenter.loss(batch.image_B3HW, batch.label_BHW, self.class_text_KE)
+        loss = losses["loss"]
+        if not torch.isfinite(loss):
+            raise RuntimeError(
+                f"The loss is {loss.item()} at iteration {self.global_step}. Training on would destroy the weights; "
+                f"the last good ones are in {RESUME}. Lower learning_rate (now {self.settings.learning_rate})."
+            )
+        self.log_dict({name: value.detach() for name, value in losses.items()}, prog_bar=True)
+        self.log("learning_rate", self.optimizers().param_groups[0]["lr"])
+        return loss
+
+    def configure_optimizers(self):
+        groups = parameter_groups(self.segmenter, self.settings.weight_decay)
+        optimiser = torch.optim.AdamW(groups, lr=self.settings.learning_rate)
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            optimiser, lambda step: learning_rate_factor(step, self.settings.warmup, self.settings.iterations)
+        )
+        return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_save_checkpoint(self, checkpoint: dict) -> None:
+        kept = {f"segmenter.{name}" for name in self.segmenter.trainable()}
+        checkpoint["state_dict"] = {name: t for name, t in checkpoint["state_dict"].items() if name in kept}
+
+
+def claim_folder(folder: Path, settings: TrainSettings) -> None:
+    """Make the run's folder, or check that it is this run's.
+
+    Raises: ValueError that names the settings in which a run already there differs; OSError where the disk is full.
+    """
+    check_room(folder, 200_000_000)
+    path = folder / SETTINGS
+    wanted = settings.model_dump(mode="json")
+    if path.is_file():
+        there = json.loads(path.read_text())
+        loose = {"devices", "save_every", "run_dir"}  # what a resumed run may change
+        odd = [f"{k}={there.get(k)!r}, not {v!r}" for k, v in wanted.items() if k not in loose and there.get(k) != v]
+        if odd:
+            raise ValueError(
+                f"{folder} holds a run with {'; '.join(odd)}. Resuming would mix two runs; choose another run_dir, "
+                "or delete that folder."
+            )
+    folder.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(wanted, indent=2))
+
+
+def fit(
+    settings: TrainSettings, clip: Clip | None = None, scenes: SceneSettings | None = None, progress: bool = True
+) -> Path:
+    """Train one run and return its folder, `<run_dir>/train/<method>-<setting>-seed<seed>`.
+
+    A run that is already finished is not repeated; an interrupted one goes on from its last
+    checkpoint. Writes checkpoint.safetensors (trained parameters), settings.json, log/metrics.csv and
+    last.ckpt (for resuming). Raises: ValueError for settings that cannot be; RuntimeError for a loss
+    that is not finite.
+    """
+    folder = settings.folder / "train" / settings.name
+    split = split_for(settings.dataset, settings.split)
+    loader = train_loader(settings, split, scenes)
+    claim_folder(folder, settings)
+    if (folder / WEIGHTS).is_file():
+        return folder
+    L.seed_everything(settings.seed, verbose=False)
+    model = settings.model()
+    clip = clip or load_clip(model.clip, model.weights)
+    device = find_device()
+    segmenter = build_segmenter(model, clip, backbone_dtype(settings.precision, device))
+    names = split.seen if settings.setting == "inductive" else split.classes
+    training = SegmentationTraining(segmenter, class_text(clip, names, model.prompt), settings)
+    callbacks = [ModelCheckpoint(folder, save_last=True, save_top_k=0, every_n_train_steps=settings.save_every)]
+    if progress:
+        callbacks.append(TQDMProgressBar(refresh_rate=10))
+    trainer = L.Trainer(
+        accelerator=device if device == "cpu" else "gpu",
+        devices=settings.devices,
+        max_epochs=1,
+        gradient_clip_val=1.0,
+        logger=CSVLogger(folder, name="", version="log"),
+        log_every_n_steps=10,
+        callbacks=callbacks,
+        enable_progress_bar=progress,
+        enable_model_summary=False,
+        use_distributed_sampler=True,
+    )
+    resume = folder / RESUME
+    training.train()
+    trainer.fit(training, loader, ckpt_path=resume if resume.is_file() else None, weights_only=True)
+    if trainer.interrupted:
+        raise KeyboardInterrupt
+    if not math.isfinite(float(trainer.callback_metrics["loss"])):
+        raise RuntimeError(f"The last loss of {folder} is not finite.")
+    save_checkpoint(folder, segmenter, settings)
+    resume.unlink(missing_ok=True)
+    return folder
