@@ -26,14 +26,14 @@ from torch.func import functional_call
 from tqdm.auto import tqdm
 
 from sptseg_lib.clip.backbone import VisionBackbone
-from sptseg_lib.clip.tiny import CONFIG_PATH, zero_shot_scores
+from sptseg_lib.clip.tiny import CONFIG_PATH, LEAST_VISIBLE, SIZE, zero_shot_scores
 from sptseg_lib.scenes.captions import truth, write_captions
 from sptseg_lib.scenes.render import SceneSettings, render_scenes
 
-LEAST_VISIBLE = 0.015
 SEED = 2024
-# Most of the run sees 64-px scenes; the rest 96-px ones, so that resized positions are no surprise later.
-LARGE_SHARE, SMALL, LARGE = 0.15, 64, 96
+# Most of the run sees small scenes, which are cheap; the rest those of the shipped size, with resized positions,
+# so that resizing them again for segmentation is no surprise.
+LARGE_SHARE, SMALL = 0.15, 64
 
 
 def mixture(size: int) -> tuple[tuple[float, SceneSettings], ...]:
@@ -96,7 +96,9 @@ class Trainer:
     def __init__(self, out: Path, images: int, batch: int, rate: float, device: str):
         torch.manual_seed(SEED)
         self.out, self.images, self.batch, self.rate, self.device = out, images, batch, rate, device
-        self.model = CLIP(**json.loads(CONFIG_PATH.read_text())).to(device)
+        self.config = json.loads(CONFIG_PATH.read_text())
+        self.config["vision_cfg"]["image_size"] = SMALL
+        self.model = CLIP(**self.config).to(device)
         self.vision = VisionBackbone(self.model.visual)
         self.model.visual.positional_embedding.data[1:] = sine_positions(self.vision.grid, self.vision.width)
         self.tokenize = open_clip.SimpleTokenizer(context_length=self.model.context_length)
@@ -136,7 +138,7 @@ class Trainer:
         warm = min(1.0, self.seen / (0.02 * self.images))
         for group in self.optimiser.param_groups:
             group["lr"] = self.rate * warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * done)))
-        size = SMALL if done < 1 - LARGE_SHARE else LARGE
+        size = SMALL if done < 1 - LARGE_SHARE else SIZE
         image, present, index = draw_batch(self.seen, self.batch, size, self.device)
         single, single_names, full, full_names = write_captions(present, index, SEED)
         # bfloat16 copies of the weights do the work; gradients arrive at the float32 ones.
@@ -158,8 +160,11 @@ class Trainer:
         return float(loss.detach())
 
     def export(self) -> dict:
-        """Write float16 weights and their measured card figures."""
-        weights = {name: t.half().contiguous() for name, t in self.model.state_dict().items() if name != "attn_mask"}
+        """Write float16 weights, their positions resized to the shipped size, and their measured card figures."""
+        state = {name: t for name, t in self.model.state_dict().items() if name != "attn_mask"}
+        with torch.no_grad():
+            state["visual.positional_embedding"] = self.vision.positions((SIZE // self.vision.patch,) * 2)
+        weights = {name: t.half().contiguous() for name, t in state.items()}
         save_file(weights, self.out / "sptseg-tiny.safetensors")
         scores = zero_shot_scores(self.model, self.tokenize, self.device)
         hardware = torch.cuda.get_device_name() if self.device == "cuda" else f"{torch.get_num_threads()} CPU threads"

@@ -1,6 +1,7 @@
 """Load CLIP: the tiny one in the package, or any plain open_clip ViT."""
 
 import json
+import pickle
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -40,12 +41,15 @@ def load_tensors(path: str | Path) -> dict[str, torch.Tensor]:
         if path.suffix == ".safetensors":
             return load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, RuntimeError, EOFError, OSError, ValueError) as error:
+    except (SafetensorError, RuntimeError, EOFError, OSError, ValueError, pickle.UnpicklingError) as error:
         raise ValueError(
             f"{path.name} ({path.stat().st_size} bytes) cannot be read: {error}. It is truncated or damaged; "
             "fetch or write it again."
         ) from None
-    return state.get("state_dict", state)
+    state = state.get("state_dict", state) if isinstance(state, dict) else None
+    if state is None or not all(isinstance(value, torch.Tensor) for value in state.values()):
+        raise ValueError(f"{path.name} holds no table of tensors by name. Nothing was loaded; give a state dict.")
+    return state
 
 
 def load_weights(model: nn.Module, path: str | Path, what: str) -> None:

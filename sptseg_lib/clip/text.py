@@ -8,7 +8,7 @@ from .load import Clip
 
 # The 15 templates over which COCO-Stuff's text embeddings are averaged.
 TEMPLATES = (
-    *(f"{start} {size}{{}}." for start in ("a photo of", "This is") for size in ("a ", "a small ", "a medium ", "a large ")),
+    *(f"{start} {a} {{}}." for start in ("a photo of", "This is") for a in ("a", "a small", "a medium", "a large")),
     "a {} in the scene.",
     "a photo of a {} in the scene.",
     "There is a {} in the scene.",
