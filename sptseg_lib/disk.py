@@ -10,6 +10,6 @@ def check_room(folder: Path, needed: int) -> None:
     free = shutil.disk_usage(existing).free
     if free < needed:
         raise OSError(
-            f"{free / 1e6:.0f} MB are free for {folder}, {needed / 1e6:.0f} MB are needed. Writing would stop half-way; "
-            "free some room or choose another folder."
+            f"{free / 1e6:.0f} MB are free for {folder}, {needed / 1e6:.0f} MB are needed. "
+            "Writing would stop half-way; free some room or choose another folder."
         )

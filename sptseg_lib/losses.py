@@ -15,8 +15,9 @@ def one_hot_masks(label_BHW: Tensor, classes: int) -> Tensor:
     """
     label_BHW = label_BHW.long()
     counted = label_BHW != IGNORE
-    top = int(label_BHW.where(counted, torch.zeros_like(label_BHW)).max())
-    if top >= classes:
+    low, top = (int(x) for x in label_BHW.where(counted, torch.zeros_like(label_BHW)).aminmax())
+    if low < 0 or top >= classes:
+        top = low if low < 0 else top
         raise ValueError(
             f"A mask holds label {top}, but there are {classes} classes (0 to {classes - 1}). Its pixels would be "
             "learned as another class; map the labels to train ids first."
@@ -35,28 +36,51 @@ def focal_loss(
     return mean_BK.sum() / target_BKHW.flatten(2).any(-1).sum().clamp(min=1)
 
 
-def _gaussian_window(size: int, sigma: float, like: Tensor) -> Tensor:
-    offset = torch.arange(size, device=like.device, dtype=like.dtype) - (size - 1) / 2
-    weight = torch.exp(-(offset**2) / (2 * sigma**2))
-    return weight / weight.sum()
+def _band(length: int, weight_S: Tensor) -> Tensor:
+    """The matrix of a centred convolution along `length` samples, zeros beyond the border."""
+    reach = len(weight_S) // 2
+    at = torch.arange(length, device=weight_S.device)
+    offset = at[None, :] - at[:, None] + reach
+    return torch.where((offset >= 0) & (offset < len(weight_S)), weight_S[offset.clamp(0, len(weight_S) - 1)], 0.0)
+
+
+def gaussian_blur(x_BHW: Tensor, window: int, sigma: float, tile: int = 128) -> Tensor:
+    """Mean in a Gaussian window around each pixel, zeros beyond the border: (B, H, W) -> (B, H, W).
+
+    Columns and rows are blurred by products with a banded matrix, in tiles that overlap by the
+    window: on a CPU a tenth of the time of one-channel convolutions and their gradient.
+    """
+    offset = torch.arange(window, device=x_BHW.device, dtype=x_BHW.dtype) - (window - 1) / 2
+    weight_S = torch.exp(-(offset**2) / (2 * sigma**2))
+    weight_S, reach = weight_S / weight_S.sum(), window // 2
+    H, W = x_BHW.shape[-2:]
+    rows = []
+    for top in range(0, H, tile):
+        low, high = max(0, top - reach), min(H, top + tile + reach)
+        band = _band(high - low, weight_S)[top - low : min(H, top + tile) - low]
+        rows.append(band @ x_BHW[:, low:high])
+    x_BHW = rows[0] if len(rows) == 1 else torch.cat(rows, dim=1)
+    columns = []
+    for left in range(0, W, tile):
+        low, high = max(0, left - reach), min(W, left + tile + reach)
+        band = _band(high - low, weight_S)[:, left - low : min(W, left + tile) - low]
+        columns.append(x_BHW[..., low:high] @ band)
+    return columns[0] if len(columns) == 1 else torch.cat(columns, dim=2)
 
 
 def ssim_loss(mask_BKHW: Tensor, target_BKHW: Tensor, window: int = 11, sigma: float = 1.5) -> Tensor:
     """1 − SSIM of predicted and true masks, each class a channel, in Gaussian windows.
 
     SSIM = (2 μx μy + C1)(2 σxy + C2) / ((μx² + μy² + C1)(σx² + σy² + C2)), C1 = 0.01², C2 = 0.03²
-    [Wang, Simoncelli and Bovik 2003]; the border is padded with zeros, as released.
+    [Wang, Simoncelli and Bovik 2003]; the border is padded with zeros, as released. True masks are
+    0 or 1, so y² = y.
     """
-    window_S = _gaussian_window(window, sigma, mask_BKHW)
-
-    def blur(x_P1HW: Tensor) -> Tensor:
-        x_P1HW = F.conv2d(x_P1HW, window_S.view(1, 1, -1, 1), padding=(window // 2, 0))
-        return F.conv2d(x_P1HW, window_S.view(1, 1, 1, -1), padding=(0, window // 2))
-
-    x, y = mask_BKHW.flatten(0, 1)[:, None], target_BKHW.flatten(0, 1)[:, None]
-    mean_x, mean_y = blur(x), blur(y)
-    var_x, var_y = blur(x * x) - mean_x**2, blur(y * y) - mean_y**2
-    covariance = blur(x * y) - mean_x * mean_y
+    x, y = mask_BKHW.flatten(0, 1), target_BKHW.flatten(0, 1)
+    with torch.no_grad():
+        mean_y = gaussian_blur(y, window, sigma)
+    mean_x, mean_xx, mean_xy = gaussian_blur(torch.cat([x, x * x, x * y]), window, sigma).chunk(3)
+    var_x, var_y = mean_xx - mean_x**2, mean_y - mean_y**2
+    covariance = mean_xy - mean_x * mean_y
     c1, c2 = 0.01**2, 0.03**2
     similarity = (2 * mean_x * mean_y + c1) * (2 * covariance + c2)
     return 1 - (similarity / ((mean_x**2 + mean_y**2 + c1) * (var_x + var_y + c2))).mean()

@@ -14,7 +14,7 @@ def confusion_matrix(predicted_BHW: Tensor, label_BHW: Tensor, classes: int) -> 
     class list, which would otherwise give a wrong score in silence.
     """
     check_labels(label_BHW, classes)
-    check_labels(predicted_BHW, classes, ignore=-1)
+    check_labels(predicted_BHW, classes, ignore=None)
     return multiclass_confusion_matrix(
         predicted_BHW.long(), label_BHW.long(), num_classes=classes, ignore_index=255, validate_args=False
     )
@@ -44,7 +44,7 @@ def scores(confusion_KK: Tensor, split: Split) -> dict:
     """
     iou_K = class_iou(confusion_KK) * 100
     per_class = {
-        name: {"iou": None if iou.isnan() else round(float(iou), 2), "seen": name in split.seen}
+        name: {"iou": None if iou.isnan() else float(iou), "seen": name in split.seen}
         for name, iou in zip(split.classes, iou_K)
     }
 

@@ -105,14 +105,13 @@ def hide_unseen(label_BHW: Tensor, split: Split, ignore: int = 255) -> Tensor:
     table[list(split.seen_ids)] = torch.arange(len(split.seen_ids), device=label_BHW.device)
     table[list(split.unseen_ids)] = ignore
     table[ignore] = ignore
-    mapped = table[label_BHW.long()]
     check_labels(label_BHW, len(split.classes), ignore)
-    return mapped
+    return table[label_BHW.long()]
 
 
 def check_labels(label_BHW: Tensor, classes: int, ignore: int = 255) -> None:
     """Raises ValueError, naming them, for labels outside the class list."""
-    outside = label_BHW[(label_BHW >= classes) & (label_BHW != ignore)]
+    outside = label_BHW[((label_BHW < 0) | (label_BHW >= classes)) & (label_BHW != ignore)]
     if len(outside):
         raise ValueError(
             f"Labels {sorted(set(outside.tolist()))} are outside the class list of {classes} (ids 0 to {classes - 1}, "

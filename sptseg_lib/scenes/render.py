@@ -24,8 +24,8 @@ class SceneSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     size: int = Field(128, ge=8, description="image height and width in pixels")
-    things: tuple[int, int] = Field((1, 4), description="fewest and most things in a scene")
-    radius: tuple[float, float] = Field((0.13, 0.28), description="smallest and largest radius of a thing")
+    things: tuple[int, int] = Field((1, 3), description="fewest and most things in a scene")
+    radius: tuple[float, float] = Field((0.16, 0.32), description="smallest and largest radius of a thing")
     plain: float = Field(0.3, ge=0, le=1, description="share of grounds without a texture (label 255)")
     split: float = Field(0.5, ge=0, le=1, description="share of scenes whose ground is cut in two")
     period: tuple[float, float] = Field((9.0, 16.0), description="texture period in pixels")
@@ -36,9 +36,12 @@ class SceneSettings(BaseModel):
     def _ordered(self):
         for name in ("things", "radius", "period", "contrast"):
             low, high = getattr(self, name)
-            if not 0 <= low <= high:
+            if not 0 <= low <= high or (name in ("radius", "period") and low == 0):
                 raise ValueError(f"{name}=({low}, {high}) must be 0 <= low <= high; swap or raise the values.")
         return self
+
+
+DEFAULT = SceneSettings()
 
 
 class Scenes(NamedTuple):
@@ -120,7 +123,7 @@ def _thing_coverage(u_BTS: Tensor, x: Tensor, y: Tensor, settings: SceneSettings
     return (0.5 - distance_BTHW).clamp_(0, 1)
 
 
-def render_scenes(index_B: Tensor, settings: SceneSettings = SceneSettings(), seed: int = 0) -> Scenes:
+def render_scenes(index_B: Tensor, settings: SceneSettings = DEFAULT, seed: int = 0) -> Scenes:
     """Render the scenes with these indices.
 
     Shapes: (B,) int64 -> image (B, 3, H, W) in [0, 1], label (B, H, W) uint8.

@@ -9,7 +9,7 @@ from tqdm.auto import tqdm
 
 from ..disk import check_room
 from .atlas import CLASSES
-from .render import SceneSettings, render_scenes
+from .render import DEFAULT, SceneSettings, render_scenes
 
 SETS = {"train": 0, "val": 1}
 
@@ -21,9 +21,7 @@ def palette() -> list[int]:
     return sum(bits).flatten().tolist()
 
 
-def write_voc(
-    folder: str | Path, counts: dict[str, int], settings: SceneSettings = SceneSettings(), seed: int = 0
-) -> Path:
+def write_voc(folder: str | Path, counts: dict[str, int], settings: SceneSettings = DEFAULT, seed: int = 0) -> Path:
     """Write scenes below `folder`: JPEGImages/, SegmentationClass/ and ImageSets/Segmentation/<set>.txt.
 
     counts: scenes by set, e.g. {"train": 1000, "val": 200}. As in PASCAL VOC, label 0 is background
@@ -40,6 +38,7 @@ def write_voc(
     (folder / "classes.txt").write_text("\n".join(CLASSES) + "\n")
     colours = palette()
     for name, count in counts.items():
+        (folder / "ImageSets" / "Segmentation" / f"{name}.txt").unlink(missing_ok=True)
         stems = [f"{name}_{i:06d}" for i in range(count)]
         for first in tqdm(range(0, count, 64), desc=f"writing {name}", unit="64 scenes"):
             index = torch.arange(first, min(first + 64, count))
