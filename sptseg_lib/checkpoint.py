@@ -16,10 +16,18 @@ WEIGHTS, SETTINGS = "checkpoint.safetensors", "settings.json"
 
 def save_checkpoint(folder: Path, segmenter: Segmenter, settings: TrainSettings) -> None:
     """Write the trained parameters and the settings; the backbone is named in the settings, not copied."""
+    write_settings(folder, settings)
     partial = folder / (WEIGHTS + ".part")
     save_file({name: p.detach().contiguous() for name, p in segmenter.trainable().items()}, partial)
-    (folder / SETTINGS).write_text(settings.model_dump_json(indent=2))
     partial.replace(folder / WEIGHTS)
+
+
+def write_settings(folder: Path, settings: TrainSettings) -> None:
+    """Write settings.json whole or not at all; the folder is made if need be."""
+    folder.mkdir(parents=True, exist_ok=True)
+    partial = folder / (SETTINGS + ".part")
+    partial.write_text(settings.model_dump_json(indent=2))
+    partial.replace(folder / SETTINGS)
 
 
 def read_settings(folder: Path) -> TrainSettings:

@@ -30,6 +30,7 @@ class SceneData(Dataset):
 
     def __init__(self, length: int, settings: SceneSettings, seed: int, visible: Split | None = None):
         self.length, self.settings, self.seed, self.visible = length, settings, seed, visible
+        self.first = 0  # where a resumed run goes on
 
     def __len__(self) -> int:
         return self.length
@@ -38,7 +39,7 @@ class SceneData(Dataset):
         return Batch(*(x[0] for x in self.__getitems__([index])))
 
     def __getitems__(self, indices: list[int]) -> Batch:
-        index_B = torch.tensor(indices)
+        index_B = torch.tensor(indices) + self.first
         image_B3HW, label_BHW = render_scenes(index_B, self.settings, self.seed)
         label_BHW = label_BHW.long() if self.visible is None else hide_unseen(label_BHW, self.visible)
         return Batch(image_B3HW, label_BHW, index_B)
@@ -54,9 +55,10 @@ class VocData(Dataset):
     """
 
     def __init__(
-        self, folder: str | Path, name: str, split: Split, crop: int = 0, length: int = 0, visible: bool = False
+        self, folder: str | Path, name: str, split: Split, crop: int = 0, length: int = 0, visible: bool = False, seed: int = 0
     ):
-        self.folder, self.split, self.visible = Path(folder), split, visible
+        self.folder, self.split, self.visible, self.seed = Path(folder), split, visible, seed
+        self.first = 0  # where a resumed run goes on
         listing = self.folder / "ImageSets" / "Segmentation" / f"{name}.txt"
         if not listing.is_file():
             raise FileNotFoundError(
@@ -80,7 +82,11 @@ class VocData(Dataset):
         return self.length
 
     def __getitem__(self, index: int) -> Batch:
-        stem = self.stems[index % len(self.stems)]
+        index += self.first
+        turn, place = divmod(index, len(self.stems))
+        if self.augment:
+            place = int(torch.randperm(len(self.stems), generator=torch.Generator().manual_seed(self.seed + turn))[place])
+        stem = self.stems[place]
         image_path = self.folder / "JPEGImages" / f"{stem}.jpg"
         mask_path = self.folder / "SegmentationClass" / f"{stem}.png"
         for path in (image_path, mask_path):
@@ -97,7 +103,9 @@ class VocData(Dataset):
         label = torch.where((raw == 0) | (raw == 255), 255, raw - 1)
         pair = tv_tensors.Image(torch.from_numpy(image.copy()).permute(2, 0, 1)), tv_tensors.Mask(label)
         if self.augment:
-            pair = self.augment(*pair)
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(1_000_003 * self.seed + index)
+                pair = self.augment(*pair)
         image, label = pair[0].float() / 255, pair[1].as_subclass(Tensor).long()
         if self.visible:
             label = hide_unseen(label[None], self.split)[0]
@@ -120,7 +128,8 @@ def split_for(dataset: str, split: str) -> Split:
 def _known(dataset: str) -> None:
     if dataset != "shapescenes" and not Path(dataset).is_dir():
         raise ValueError(
-            f"There is no data set {dataset!r}: neither 'shapescenes' nor a folder. Nothing could be read; check the path."
+            f"There is no data set {dataset!r}: neither 'shapescenes' nor a folder. "
+            "Nothing could be read; check the path."
         )
 
 
@@ -131,12 +140,13 @@ def train_loader(settings, split: Split, scenes: SceneSettings | None = None) ->
     """
     _known(settings.dataset)
     length, hidden = settings.iterations * settings.batch, split if settings.setting == "inductive" else None
+    share = settings.batch // settings.devices  # the global batch is kept whatever the number of devices
     if settings.dataset == "shapescenes":
         scenes = scenes or SceneSettings(size=settings.size)
         data = SceneData(length, scenes, TRAIN_SEED + 1000 * settings.seed, hidden)
-        return DataLoader(data, settings.batch, shuffle=False, collate_fn=_stack, num_workers=0)
-    data = VocData(settings.dataset, "train", split, settings.size, length, hidden is not None)
-    return DataLoader(data, settings.batch, shuffle=False, collate_fn=_stack, num_workers=2)
+        return DataLoader(data, share, shuffle=False, collate_fn=_stack, num_workers=0)
+    data = VocData(settings.dataset, "train", split, settings.size, length, hidden is not None, settings.seed)
+    return DataLoader(data, share, shuffle=False, collate_fn=_stack, num_workers=2)
 
 
 def test_loader(settings, split: Split, scenes: SceneSettings | None = None) -> DataLoader:

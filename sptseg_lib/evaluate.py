@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from .checkpoint import WEIGHTS, load_segmenter
+from .checkpoint import WEIGHTS, load_segmenter, read_settings
 from .clip.backbone import VisionBackbone
 from .clip.dense import dense_clip
-from .clip.load import TINY, Clip, load_clip
+from .clip.load import Clip, load_clip
 from .clip.text import class_text
 from .data import split_for, test_loader
 from .inference import class_probabilities, label_maps
@@ -117,11 +117,17 @@ def evaluate(settings: EvaluateSettings, scenes: SceneSettings | None = None) ->
     for name, folder in jobs:
         loader = test_loader(settings, split, scenes)
         if folder is None:
-            predict = _floor_predictor(load_clip(TINY), split, settings, device)
+            model = read_settings(folders[0]).model()
+            predict = _floor_predictor(load_clip(model.clip, model.weights), split, settings, device)
             method, setting, seed, own_gammas = FLOOR, "training-free", settings.seed, [0.0]
         else:
             predict, trained = _trained_predictor(folder, split, settings, device)
             method, setting, seed = trained.method, trained.setting, trained.seed
+            if trained.split != settings.split:
+                raise ValueError(
+                    f"{name} was trained on split {trained.split!r}, not {settings.split!r}. Classes it has seen would be "
+                    "scored as unseen; evaluate with its own split."
+                )
             own_gammas = gammas if setting == "inductive" else [0.0]
         confusion_GKK, rows, seconds = score_images(predict, loader, split, own_gammas, name)
         pictures += [{"run": name, **row} for row in rows]

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from .clip.backbone import VisionBackbone
 from .clip.load import Clip, load_clip
-from .decoder import CrossAttention, MaskDecoder, SpectralGuidedAttention
+from .decoder import CrossAttention, MaskDecoder, SpectralGuidedAttention, TaskGate
 from .encoder import PromptedEncoder
 from .losses import dice_loss, focal_loss, one_hot_masks, ssim_loss
 from .settings import ModelSettings
@@ -43,6 +43,20 @@ class Segmenter(nn.Module):
         with torch.autocast(image_B3HW.device.type, dtype=torch.bfloat16, enabled=half == torch.bfloat16):
             encoded = self.encoder((image_B3HW - self.mean_311) / self.std_311)
             return self.decoder(encoded.patches_BhwE, encoded.global_BE, class_text_KE).float()
+
+    @torch.no_grad()
+    def open_gates(self, image_B3HW: Tensor) -> None:
+        """Point each gate's ξ at the mean direction of the patches of a first batch.
+
+        Patches share a common direction, so a random ξ is near all of them or opposite to all of them.
+        In the second case the clamp in eq. 7 gives zero everywhere, and with it a gradient of exactly
+        zero: nothing would ever be learned. Training calls this once, before its first step.
+        """
+        patches_BhwE = self.encoder((image_B3HW - self.mean_311) / self.std_311).patches_BhwE
+        for attention in self.decoder.attentions:
+            if isinstance(getattr(attention, "gate", None), TaskGate):
+                z_BhwE = attention.frequencies(patches_BhwE)
+                attention.gate.task_E.copy_(F.normalize(z_BhwE, dim=-1).mean(dim=(0, 1, 2)))
 
     def loss(self, image_B3HW: Tensor, label_BHW: Tensor, class_text_KE: Tensor) -> dict[str, Tensor]:
         """Weighted losses by name, and "loss", their sum [SPT-SEG, eq. 10].

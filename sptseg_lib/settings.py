@@ -136,7 +136,7 @@ class RunSettings(Settings):
     dataset: str = Field("shapescenes", description="shapescenes, or the folder of a data set in PASCAL VOC's layout")
     split: str = Field("default", description="a name in sptseg_lib.splits.SPLITS")
     size: int = Field(128, ge=8, description="side of an image, or of a sliding window, in pixels")
-    batch: int = Field(16, ge=1)
+    batch: int = Field(16, ge=1, description="images of an iteration, over all devices")
     devices: int = Field(1, ge=1)
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="of the frozen backbone; auto: bfloat16 where the hardware computes in it"
@@ -166,6 +166,11 @@ class TrainSettings(RunSettings):
     @model_validator(mode="after")
     def _model_exists(self):
         preset(self.method, **self.overrides)
+        if self.batch % self.devices:
+            raise ValueError(
+                f"batch={self.batch} cannot be shared out among {self.devices} devices. The global batch would change; "
+                "choose a multiple."
+            )
         return self
 
     def model(self) -> ModelSettings:

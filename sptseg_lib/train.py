@@ -1,7 +1,6 @@
 """Training through Lightning: resumable, checked, and the trained parameters alone in the checkpoint."""
 
-import json
-import math
+import signal
 from pathlib import Path
 
 import lightning as L
@@ -10,7 +9,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
 from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor
 
-from .checkpoint import SETTINGS, WEIGHTS, save_checkpoint
+from .checkpoint import SETTINGS, WEIGHTS, read_settings, save_checkpoint, write_settings
 from .clip.load import Clip, load_clip
 from .clip.text import class_text
 from .data import Batch, split_for, train_loader
@@ -59,7 +58,8 @@ class SegmentationTraining(L.LightningModule):
         if not torch.isfinite(loss):
             raise RuntimeError(
                 f"The loss is {loss.item()} at iteration {self.global_step}. Training on would destroy the weights; "
-                f"the last good ones are in {RESUME}. Lower learning_rate (now {self.settings.learning_rate})."
+                f"the last good ones of every {self.settings.save_every} iterations are in {RESUME}. Start over with a "
+                f"lower learning_rate than {self.settings.learning_rate}."
             )
         self.log_dict({name: value.detach() for name, value in losses.items()}, prog_bar=True)
         self.log("learning_rate", self.optimizers().param_groups[0]["lr"])
@@ -78,25 +78,18 @@ class SegmentationTraining(L.LightningModule):
         checkpoint["state_dict"] = {name: t for name, t in checkpoint["state_dict"].items() if name in kept}
 
 
-def claim_folder(folder: Path, settings: TrainSettings) -> None:
-    """Make the run's folder, or check that it is this run's.
-
-    Raises: ValueError that names the settings in which a run already there differs; OSError where the disk is full.
-    """
-    check_room(folder, 200_000_000)
-    path = folder / SETTINGS
-    wanted = settings.model_dump(mode="json")
-    if path.is_file():
-        there = json.loads(path.read_text())
-        loose = {"devices", "save_every", "run_dir"}  # what a resumed run may change
-        odd = [f"{k}={there.get(k)!r}, not {v!r}" for k, v in wanted.items() if k not in loose and there.get(k) != v]
-        if odd:
-            raise ValueError(
-                f"{folder} holds a run with {'; '.join(odd)}. Resuming would mix two runs; choose another run_dir, "
-                "or delete that folder."
-            )
-    folder.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(wanted, indent=2))
+def check_run(folder: Path, settings: TrainSettings) -> None:
+    """Raises ValueError that names the settings in which a run already in the folder differs."""
+    if not (folder / SETTINGS).is_file():
+        return
+    there, wanted = (x.model_dump(mode="json") for x in (read_settings(folder), settings))
+    loose = {"devices", "save_every", "run_dir"}  # what a resumed run may change
+    odd = [f"{k}={there[k]!r}, not {v!r}" for k, v in wanted.items() if k not in loose and there[k] != v]
+    if odd:
+        raise ValueError(
+            f"{folder} holds a run with {'; '.join(odd)}. Resuming would mix two runs; choose another run_dir, "
+            "or delete that folder."
+        )
 
 
 def fit(
@@ -112,15 +105,18 @@ def fit(
     folder = settings.folder / "train" / settings.name
     split = split_for(settings.dataset, settings.split)
     loader = train_loader(settings, split, scenes)
-    claim_folder(folder, settings)
+    check_run(folder, settings)
     if (folder / WEIGHTS).is_file():
         return folder
-    L.seed_everything(settings.seed, verbose=False)
+    check_room(folder, 200_000_000)
     model = settings.model()
     clip = clip or load_clip(model.clip, model.weights)
     device = find_device()
+    # After load_clip, which draws random numbers in its first call in a process and in no later one.
+    L.seed_everything(settings.seed, verbose=False)
     segmenter = build_segmenter(model, clip, backbone_dtype(settings.precision, device))
     names = split.seen if settings.setting == "inductive" else split.classes
+    write_settings(folder, settings)  # only now that nothing about them is wrong
     training = SegmentationTraining(segmenter, class_text(clip, names, model.prompt), settings)
     callbacks = [ModelCheckpoint(folder, save_last=True, save_top_k=0, every_n_train_steps=settings.save_every)]
     if progress:
@@ -131,19 +127,25 @@ def fit(
         max_epochs=1,
         gradient_clip_val=1.0,
         logger=CSVLogger(folder, name="", version="log"),
-        log_every_n_steps=10,
+        log_every_n_steps=min(10, settings.iterations),
         callbacks=callbacks,
         enable_progress_bar=progress,
         enable_model_summary=False,
         use_distributed_sampler=True,
     )
     resume = folder / RESUME
+    if resume.is_file():
+        done = torch.load(resume, map_location="cpu", weights_only=True)["global_step"]
+        loader.dataset.first = done * settings.batch  # Lightning would start the data anew
+    else:
+        segmenter.eval().open_gates(next(iter(loader)).image_B3HW)
     training.train()
-    trainer.fit(training, loader, ckpt_path=resume if resume.is_file() else None, weights_only=True)
-    if trainer.interrupted:
-        raise KeyboardInterrupt
-    if not math.isfinite(float(trainer.callback_metrics["loss"])):
-        raise RuntimeError(f"The last loss of {folder} is not finite.")
+    on_interrupt = signal.getsignal(signal.SIGINT)
+    try:
+        trainer.fit(training, loader, ckpt_path=resume if resume.is_file() else None, weights_only=True)
+    except SystemExit:  # Lightning turns Ctrl+C into an exit, and leaves further ones ignored
+        signal.signal(signal.SIGINT, on_interrupt)
+        raise KeyboardInterrupt from None
     save_checkpoint(folder, segmenter, settings)
     resume.unlink(missing_ok=True)
     return folder
