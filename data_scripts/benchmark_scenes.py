@@ -31,7 +31,8 @@ def main() -> None:
     where = torch.cuda.get_device_name() if device == "cuda" else f"{torch.get_num_threads()} CPU threads"
     print(f"{where}, torch {torch.__version__}; medians of {ROUNDS} rounds")
     for (size, batch, things), values in rates.items():
-        print(f"{size} px, batches of {batch}, {things[0]} to {things[1]} things: {statistics.median(values):,.0f} scenes/s")
+        rate = statistics.median(values)
+        print(f"{size} px, batches of {batch}, {things[0]} to {things[1]} things: {rate:,.0f} scenes/s")
 
 
 if __name__ == "__main__":

@@ -5,7 +5,8 @@ from typing import Annotated
 
 import typer
 
-from .pipeline import Pipeline, PipelineError, StepError, load_pipeline, run_pipeline
+from .execute import StepError, run_pipeline
+from .pipeline import Pipeline, PipelineError, load_pipeline
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True)
 

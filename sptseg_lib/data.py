@@ -14,7 +14,8 @@ from torchvision.transforms import v2
 from .scenes.render import SceneSettings, render_scenes
 from .splits import Split, find_split, hide_unseen, make_split
 
-TRAIN_SEED, TEST_SEED = 11, 12  # of the scene streams; a run's own seed is added to the first alone
+# Seeds of the scene streams; a run's own seed is added to the first alone. γ was chosen on validation scenes.
+TRAIN_SEED, TEST_SEED, VALIDATION_SEED = 11, 12, 13
 
 
 class Batch(NamedTuple):
@@ -55,7 +56,14 @@ class VocData(Dataset):
     """
 
     def __init__(
-        self, folder: str | Path, name: str, split: Split, crop: int = 0, length: int = 0, visible: bool = False, seed: int = 0
+        self,
+        folder: str | Path,
+        name: str,
+        split: Split,
+        crop: int = 0,
+        length: int = 0,
+        visible: bool = False,
+        seed: int = 0,
     ):
         self.folder, self.split, self.visible, self.seed = Path(folder), split, visible, seed
         self.first = 0  # where a resumed run goes on
@@ -85,7 +93,8 @@ class VocData(Dataset):
         index += self.first
         turn, place = divmod(index, len(self.stems))
         if self.augment:
-            place = int(torch.randperm(len(self.stems), generator=torch.Generator().manual_seed(self.seed + turn))[place])
+            shuffled = torch.randperm(len(self.stems), generator=torch.Generator().manual_seed(self.seed + turn))
+            place = int(shuffled[place])
         stem = self.stems[place]
         image_path = self.folder / "JPEGImages" / f"{stem}.jpg"
         mask_path = self.folder / "SegmentationClass" / f"{stem}.png"
@@ -149,11 +158,15 @@ def train_loader(settings, split: Split, scenes: SceneSettings | None = None) ->
     return DataLoader(data, share, shuffle=False, collate_fn=_stack, num_workers=2)
 
 
-def test_loader(settings, split: Split, scenes: SceneSettings | None = None) -> DataLoader:
-    """Held-out pictures, each once: settings.scenes ShapeScenes, or the folder's val set. settings: EvaluateSettings."""
+def held_out_loader(settings, split: Split, scenes: SceneSettings | None = None) -> DataLoader:
+    """Held-out pictures, each once: settings.scenes ShapeScenes, or the folder's val set.
+
+    settings: EvaluateSettings.
+    """
     _known(settings.dataset)
+    seed = TEST_SEED if settings.part == "test" else VALIDATION_SEED
     if settings.dataset == "shapescenes":
-        data = SceneData(settings.scenes, scenes or SceneSettings(size=settings.size), TEST_SEED)
+        data = SceneData(settings.scenes, scenes or SceneSettings(size=settings.size), seed)
         return DataLoader(data, settings.batch, collate_fn=_stack)
     # Pictures differ in size: one at a time.
     return DataLoader(VocData(settings.dataset, "val", split), 1, collate_fn=_stack, num_workers=2)

@@ -15,7 +15,7 @@ from .clip.backbone import VisionBackbone
 from .clip.dense import dense_clip
 from .clip.load import Clip, load_clip
 from .clip.text import class_text
-from .data import split_for, test_loader
+from .data import held_out_loader, split_for
 from .inference import class_probabilities, label_maps
 from .metrics import confusion_matrix, scores
 from .precision import backbone_dtype, find_device
@@ -115,7 +115,7 @@ def evaluate(settings: EvaluateSettings, scenes: SceneSettings | None = None) ->
     runs, pictures = [], []
     jobs: list[tuple[str, Path | None]] = [(FLOOR, None), *((folder.name, folder) for folder in folders)]
     for name, folder in jobs:
-        loader = test_loader(settings, split, scenes)
+        loader = held_out_loader(settings, split, scenes)
         if folder is None:
             model = read_settings(folders[0]).model()
             predict = _floor_predictor(load_clip(model.clip, model.weights), split, settings, device)
@@ -125,8 +125,8 @@ def evaluate(settings: EvaluateSettings, scenes: SceneSettings | None = None) ->
             method, setting, seed = trained.method, trained.setting, trained.seed
             if trained.split != settings.split:
                 raise ValueError(
-                    f"{name} was trained on split {trained.split!r}, not {settings.split!r}. Classes it has seen would be "
-                    "scored as unseen; evaluate with its own split."
+                    f"{name} was trained on split {trained.split!r}, not {settings.split!r}. Classes that it saw "
+                    "would be scored as unseen; evaluate with its own split."
                 )
             own_gammas = gammas if setting == "inductive" else [0.0]
         confusion_GKK, rows, seconds = score_images(predict, loader, split, own_gammas, name)

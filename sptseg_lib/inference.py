@@ -33,7 +33,10 @@ def class_probabilities(
         )
     stride = stride or max(1, window * 5 // 6)
     if stride > window:
-        raise ValueError(f"A stride of {stride} pixels leaves gaps between windows of {window}; choose at most {window}.")
+        raise ValueError(
+            f"A stride of {stride} pixels leaves gaps between windows of {window}. Pixels there would get no "
+            f"class; choose at most {window}."
+        )
     rows, columns = window_starts(height, window, stride), window_starts(width, window, stride)
     total, weight = None, image_B3HW.new_zeros(1, 1, height, width)
     for top in rows:

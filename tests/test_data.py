@@ -7,14 +7,14 @@ import pytest
 import torch
 from PIL import Image
 
-from sptseg_lib.data import TEST_SEED, SceneData, VocData, split_for, test_loader, train_loader
+from sptseg_lib.data import TEST_SEED, SceneData, VocData, held_out_loader, split_for, train_loader
 from sptseg_lib.scenes.atlas import CLASSES
 from sptseg_lib.scenes.render import SceneSettings, render_scenes
 from sptseg_lib.scenes.voc_layout import write_voc
 from sptseg_lib.settings import EvaluateSettings, TrainSettings
 from sptseg_lib.splits import SPLITS, hide_unseen, make_split
 
-test_loader.__test__ = False  # a loader of test pictures, not a test
+held_out_loader.__test__ = False  # a loader of test pictures, not a test
 DEFAULT = SPLITS["default"]
 SMALL = SceneSettings(size=32)
 
@@ -67,12 +67,12 @@ def test_single_items_are_rows_of_the_batch():
 
 def test_held_out_scenes_are_each_scored_once_and_never_trained_on():
     settings = EvaluateSettings(scenes=5, batch=2, size=32)
-    batches = list(test_loader(settings, DEFAULT))
+    batches = list(held_out_loader(settings, DEFAULT))
     assert torch.cat([batch.index_B for batch in batches]).tolist() == list(range(5))
     expected = render_scenes(torch.arange(5), SMALL, TEST_SEED)
     assert torch.equal(torch.cat([batch.image_B3HW for batch in batches]), expected.image_B3HW)
     assert torch.equal(torch.cat([batch.label_BHW for batch in batches]), expected.label_BHW.long())
-    other_seed = list(test_loader(EvaluateSettings(scenes=5, batch=2, size=32, seed=3), DEFAULT))
+    other_seed = list(held_out_loader(EvaluateSettings(scenes=5, batch=2, size=32, seed=3), DEFAULT))
     assert same(batches, other_seed)  # every run is scored on the same pictures
     for seed in range(3):
         trained = torch.cat([b.image_B3HW for b in train_loader(train_settings(seed=seed), DEFAULT)])
@@ -81,7 +81,7 @@ def test_held_out_scenes_are_each_scored_once_and_never_trained_on():
 
 def test_test_pictures_of_a_folder_keep_size_and_labels(voc):
     settings = EvaluateSettings(dataset=str(voc), size=32, batch=16)
-    batches = list(test_loader(settings, split_for(str(voc), "default")))
+    batches = list(held_out_loader(settings, split_for(str(voc), "default")))
     expected = render_scenes(torch.arange(3), SMALL, seed=1000)
     assert len(batches) == 3
     assert torch.equal(torch.cat([b.label_BHW for b in batches]), expected.label_BHW.long())
@@ -137,7 +137,7 @@ def test_a_data_set_that_is_not_there_is_refused(tmp_path):
     with pytest.raises(ValueError, match="no data set 'shapescene'"):
         train_loader(train_settings(dataset="shapescene"), DEFAULT)
     with pytest.raises(ValueError, match="no data set"):
-        test_loader(EvaluateSettings(dataset=str(tmp_path / "gone")), DEFAULT)
+        held_out_loader(EvaluateSettings(dataset=str(tmp_path / "gone")), DEFAULT)
     with pytest.raises(FileNotFoundError, match="train.txt is missing"):
         train_loader(train_settings(dataset=str(tmp_path)), DEFAULT)
 

@@ -17,7 +17,7 @@ TOLERANCE = 1e-4
 
 def relative(actual, expected) -> float:
     expected = torch.as_tensor(expected)
-    return float(((actual.detach() - expected).abs().max() / expected.abs().max()))
+    return float((actual.detach() - expected).abs().max() / expected.abs().max())
 
 
 @pytest.fixture

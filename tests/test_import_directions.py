@@ -34,6 +34,7 @@ ORDER = [
     "plots",
     "report",
     "pipeline",
+    "execute",
     "__main__",
 ]
 PLOTTING = {"matplotlib", "seaborn", "ipywidgets"}

@@ -12,9 +12,11 @@ import yaml
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from typer.testing import CliRunner
 
+from sptseg_lib import execute
 from sptseg_lib import pipeline as pipelines
 from sptseg_lib.__main__ import app
-from sptseg_lib.pipeline import PipelineError, StepError, load_pipeline, run_pipeline
+from sptseg_lib.execute import StepError, run_pipeline
+from sptseg_lib.pipeline import PipelineError, load_pipeline
 from sptseg_lib.report import clock, seed_table, write_report
 
 PIXEL = b64encode(b"\x89PNG not a real picture").decode()
@@ -344,7 +346,7 @@ def test_interrupting_says_how_to_go_on(project, monkeypatch):
     def interrupt(*arguments):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(pipelines, "_execute", interrupt)
+    monkeypatch.setattr(execute, "_execute", interrupt)
     result = CliRunner().invoke(app, ["run", str(two_steps(project))])
     assert result.exit_code == 130 and "the same command goes on" in result.stderr
     assert json.loads((project.run_dir / "state.json").read_text())["steps"]["01_first"]["done"] is False
