@@ -1,4 +1,4 @@
-"""Evaluation: every trained run and the training-free floor, on the same held-out pictures."""
+"""Evaluation: every trained run and the training-free floors, on the same held-out pictures."""
 
 import csv
 import json
@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 
 from .checkpoint import WEIGHTS, load_segmenter, read_settings
 from .clip.backbone import VisionBackbone
-from .clip.dense import dense_clip
+from .clip.dense import dense_clip, patch_tokens
 from .clip.load import Clip, load_clip
 from .clip.text import class_text
 from .data import held_out_loader, split_for
@@ -23,7 +23,7 @@ from .scenes.render import SceneSettings
 from .settings import EvaluateSettings
 from .splits import Split
 
-FLOOR = "dense_clip"
+FLOORS = {"dense_clip": dense_clip, "patch_tokens": patch_tokens}  # what needs no training
 
 
 def score_images(
@@ -81,7 +81,7 @@ def _trained_predictor(folder: Path, split: Split, settings: EvaluateSettings, d
     return predict, trained
 
 
-def _floor_predictor(clip: Clip, split: Split, settings: EvaluateSettings, device: str):
+def _floor_predictor(dense: Callable, clip: Clip, split: Split, settings: EvaluateSettings, device: str):
     backbone = VisionBackbone(clip.model.visual).to(device).eval()
     text_KE = class_text(clip, split.classes).to(device)
     mean, std = (torch.tensor(x, device=device).view(3, 1, 1) for x in (clip.mean, clip.std))
@@ -89,7 +89,7 @@ def _floor_predictor(clip: Clip, split: Split, settings: EvaluateSettings, devic
 
     def predict(image_B3HW: Tensor) -> Tensor:
         return class_probabilities(
-            lambda piece: (dense_clip(backbone, (piece - mean) / std, text_KE) * scale).softmax(1),
+            lambda piece: (dense(backbone, (piece - mean) / std, text_KE) * scale).softmax(1),
             image_B3HW.to(device), settings.size, backbone.patch, settings.stride,
         )  # fmt: skip
 
@@ -97,12 +97,12 @@ def _floor_predictor(clip: Clip, split: Split, settings: EvaluateSettings, devic
 
 
 def evaluate(settings: EvaluateSettings, scenes: SceneSettings | None = None) -> dict:
-    """Score all finished runs below `<run_dir>/train` and the floor; write metrics.json and pictures.csv.
+    """Score all finished runs below `<run_dir>/train` and the floors; write metrics.json and pictures.csv.
 
     Returns {"runs": [...]}: for each run and each γ one entry with dataset, split, setting, method, seed,
     gamma, pAcc, mIoU_seen, mIoU_unseen, hIoU, things and stuff apart (per cent), per_class, seconds,
-    images_per_second, and "reported": true for the entry at `settings.gamma`. The floor, which needs no
-    shift, is scored at γ = 0 too. Raises: FileNotFoundError where nothing has been trained.
+    images_per_second, and "reported": true for the entry at `settings.gamma`. The floors, which need
+    no shift, are scored at γ = 0. Raises: FileNotFoundError where nothing has been trained.
     """
     run_dir, device = settings.folder, find_device()
     split = split_for(settings.dataset, settings.split)
@@ -113,13 +113,16 @@ def evaluate(settings: EvaluateSettings, scenes: SceneSettings | None = None) ->
         )
     gammas = [settings.gamma, *(g for g in settings.gammas if g != settings.gamma)]
     runs, pictures = [], []
-    jobs: list[tuple[str, Path | None]] = [(FLOOR, None), *((folder.name, folder) for folder in folders)]
+    jobs: list[tuple[str, Path | None]] = [
+        *((name, None) for name in FLOORS),
+        *((folder.name, folder) for folder in folders),
+    ]
     for name, folder in jobs:
         loader = held_out_loader(settings, split, scenes)
         if folder is None:
             model = read_settings(folders[0]).model()
-            predict = _floor_predictor(load_clip(model.clip, model.weights), split, settings, device)
-            method, setting, seed, own_gammas = FLOOR, "training-free", settings.seed, [0.0]
+            predict = _floor_predictor(FLOORS[name], load_clip(model.clip, model.weights), split, settings, device)
+            method, setting, seed, own_gammas = name, "training-free", settings.seed, [0.0]
         else:
             predict, trained = _trained_predictor(folder, split, settings, device)
             method, setting, seed = trained.method, trained.setting, trained.seed

@@ -15,7 +15,13 @@ from .splits import Split
 _BASE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#555555")
 _LIGHT = ("#7FB8D8", "#F2CF7F", "#7FCEB9", "#E5BCD3", "#2F6F93", "#8A3D00", "#9A9100", "#B0B0B0")
 SEEN_COLOUR, UNSEEN_COLOUR, NEUTRAL = _BASE[0], _BASE[5], "#555555"
-METHOD_COLOURS = {"dense_clip": "#999999", "zegclip": _BASE[1], "spt_seg": _BASE[0], "supervised": _BASE[2]}
+METHOD_COLOURS = {
+    "dense_clip": "#BBBBBB",
+    "patch_tokens": "#777777",
+    "zegclip": _BASE[1],
+    "spt_seg": _BASE[0],
+    "supervised": _BASE[2],
+}
 
 
 def class_colours(classes: int) -> list[str]:
