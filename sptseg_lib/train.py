@@ -56,10 +56,11 @@ class SegmentationTraining(L.LightningModule):
         losses = self.segmenter.loss(batch.image_B3HW, batch.label_BHW, self.class_text_KE)
         loss = losses["loss"]
         if not torch.isfinite(loss):
+            saved = self.settings.folder / "train" / self.settings.name / RESUME
+            kept = f"the last good ones are in {RESUME}" if saved.is_file() else "none had been saved yet"
             raise RuntimeError(
                 f"The loss is {loss.item()} at iteration {self.global_step}. Training on would destroy the weights; "
-                f"the last good ones of every {self.settings.save_every} iterations are in {RESUME}. Start over with a "
-                f"lower learning_rate than {self.settings.learning_rate}."
+                f"{kept}. Start over in another run_dir with a lower learning_rate (now {self.settings.learning_rate})."
             )
         self.log_dict({name: value.detach() for name, value in losses.items()}, prog_bar=True)
         self.log("learning_rate", self.optimizers().param_groups[0]["lr"])

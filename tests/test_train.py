@@ -266,7 +266,8 @@ def test_evaluation_scores_every_run_and_the_floor(finished):
     runs = evaluate(settings)["runs"]
     assert json.loads((run_dir / "metrics.json").read_text())["runs"] == runs
     assert [(r["method"], r["gamma"], r["reported"]) for r in runs] == [
-        ("dense_clip", 0.0, True), ("spt_seg", 0.1, True), ("spt_seg", 0.0, False), ("spt_seg", 0.3, False),
+        ("dense_clip", 0.0, True), ("patch_tokens", 0.0, True),
+        ("spt_seg", 0.1, True), ("spt_seg", 0.0, False), ("spt_seg", 0.3, False),
     ]  # fmt: skip
     for run in runs:
         assert {
@@ -282,7 +283,7 @@ def test_evaluation_scores_every_run_and_the_floor(finished):
         } <= run.keys()
         assert run["images_per_second"] > 0 and len(run["per_class"]) == 16
         assert set(next(iter(run["per_class"].values()))) == {"iou", "seen"}
-    assert len((run_dir / "pictures.csv").read_text().split()) == 1 + 2 * 4
+    assert len((run_dir / "pictures.csv").read_text().split()) == 1 + 3 * 4
 
 
 def test_a_run_is_not_scored_on_a_split_that_it_was_not_trained_for(finished):
