@@ -1,6 +1,8 @@
 """Training through Lightning: resumable, checked, and the trained parameters alone in the checkpoint."""
 
+import logging
 import signal
+import warnings
 from pathlib import Path
 
 import lightning as L
@@ -20,6 +22,8 @@ from .scenes.render import SceneSettings
 from .settings import TrainSettings
 
 RESUME = "last.ckpt"
+# Lightning greets every run with a list of the accelerators that are not there.
+logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
 
 
 def learning_rate_factor(step: int, warmup: int, steps: int, power: float = 0.9, floor: float = 1e-6) -> float:
@@ -143,7 +147,10 @@ def fit(
     training.train()
     on_interrupt = signal.getsignal(signal.SIGINT)
     try:
-        trainer.fit(training, loader, ckpt_path=resume if resume.is_file() else None, weights_only=True)
+        with warnings.catch_warnings():
+            # Lightning's own use of a torch function that torch is retiring: nothing that a user could change.
+            warnings.filterwarnings("ignore", message=r".*isinstance\(treespec, LeafSpec\)")
+            trainer.fit(training, loader, ckpt_path=resume if resume.is_file() else None, weights_only=True)
     except SystemExit:  # Lightning turns Ctrl+C into an exit, and leaves further ones ignored
         signal.signal(signal.SIGINT, on_interrupt)
         raise KeyboardInterrupt from None
