@@ -11,11 +11,12 @@ memory is that of a training step in a process of its own.
 
 import argparse
 import json
-import resource
+import re
 import statistics
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import open_clip
 import torch
@@ -127,7 +128,9 @@ def report_memory(side: str, batch: int, device: str) -> None:
         print(json.dumps(torch.cuda.max_memory_allocated() / 1e6))
     else:
         training_step(model, image, label, text[:SEEN], device)
-        print(json.dumps(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3))
+        # Not getrusage: a new process inherits its parent's peak there.
+        status = Path("/proc/self/status").read_text()
+        print(json.dumps(int(re.search(r"VmHWM:\s+(\d+)", status)[1]) / 1e3))
 
 
 def main() -> None:
