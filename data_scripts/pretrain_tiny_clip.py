@@ -1,12 +1,14 @@
 """Pretrain the tiny CLIP of the workbook from image-caption pairs of ShapeScenes.
 
     python data_scripts/pretrain_tiny_clip.py --out runs/tiny_clip
+    python data_scripts/pretrain_tiny_clip.py --out runs/tiny_clip --start WEIGHTS   # the second cycle alone
 
 Never looks at a mask: each step pairs rendered scenes with captions that name some or all
 of what is visible. The loss is a sigmoid over all (image, caption) pairs of the batch,
 positive where the caption is true of the image, taken twice: on the class token, and on the
-patches pooled by how well they match the caption. Interrupt it at any time; the same
-command goes on where it was.
+patches pooled by how well they match the caption. Names are learned on one large thing; a
+second cosine cycle puts them to use among several. Interrupt it at any time; the same command
+goes on where it was.
 """
 
 import argparse
@@ -15,6 +17,7 @@ import math
 import platform
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import open_clip
 import torch
@@ -26,34 +29,52 @@ from torch.func import functional_call
 from tqdm.auto import tqdm
 
 from sptseg_lib.clip.backbone import VisionBackbone
-from sptseg_lib.clip.tiny import CONFIG_PATH, LEAST_VISIBLE, SIZE, zero_shot_scores
+from sptseg_lib.clip.load import load_weights
+from sptseg_lib.clip.tiny import CONFIG_PATH, LEAST_VISIBLE, SIZE, WEIGHTS_PATH, zero_shot_scores
 from sptseg_lib.scenes.captions import truth, write_captions
 from sptseg_lib.scenes.render import SceneSettings, render_scenes
 
 SEED = 2024
-# Most of the run sees small scenes, which are cheap; the rest those of the shipped size, with resized positions,
-# so that resizing them again for segmentation is no surprise.
-LARGE_SHARE, SMALL = 0.15, 64
+SMALL = 64  # pixels along a side of most scenes: they are cheap
 
 
-def mixture(size: int) -> tuple[tuple[float, SceneSettings], ...]:
-    """What a batch is made of: names are learned on one large thing, and put to use among several."""
+class Cycle(NamedTuple):
+    """A warm-up and a cosine: its first scene, how many, of what, and the peak learning rate.
+
+    `single`, `several` and what is left, textures alone, are shares of a batch. The last `large` of the scenes have the
+    shipped size, with resized positions, so that resizing them again for segmentation is no surprise.
+    """
+
+    first: int
+    images: int
+    rate: float
+    single: float
+    several: float
+    large: float
+
+
+CYCLES = (
+    Cycle(first=0, images=800_000, rate=1e-3, single=0.5, several=0.4, large=0.15),
+    Cycle(first=800_000, images=400_000, rate=5e-4, single=0.2, several=0.7, large=0.4),
+)
+
+
+def mixture(cycle: Cycle, size: int) -> tuple[tuple[float, SceneSettings], ...]:
+    """What a batch is made of, and how much of each."""
     shrink = SMALL / size  # things keep their size in pixels, so that more of them fit a larger scene
+    most, radius = round(3 / shrink**0.75), (0.15 * shrink, 0.34 * shrink**0.5)
     return (
-        (0.5, SceneSettings(size=size, things=(1, 1), radius=(0.22 * shrink, 0.46), split=0.2)),
-        (
-            0.4,
-            SceneSettings(size=size, things=(1, round(3 / shrink**0.75)), radius=(0.15 * shrink, 0.34 * shrink**0.5)),
-        ),
-        (0.1, SceneSettings(size=size, things=(0, 0), plain=0.0)),
+        (cycle.single, SceneSettings(size=size, things=(1, 1), radius=(0.22 * shrink, 0.46), split=0.2)),
+        (cycle.several, SceneSettings(size=size, things=(1, most), radius=radius)),
+        (1 - cycle.single - cycle.several, SceneSettings(size=size, things=(0, 0), plain=0.0)),
     )
 
 
-def draw_batch(first: int, batch: int, size: int, device: str) -> tuple[Tensor, Tensor, Tensor]:
+def draw_batch(first: int, batch: int, cycle: Cycle, size: int, device: str) -> tuple[Tensor, Tensor, Tensor]:
     """Scenes `first` to `first + batch` of the training stream: image, present classes, index."""
     images, present, indices = [], [], []
     start, share_so_far = first, 0.0
-    for share, settings in mixture(size):
+    for share, settings in mixture(cycle, size):
         share_so_far += share
         stop = first + round(share_so_far * batch)
         index = torch.arange(start, stop, device=device)
@@ -93,21 +114,27 @@ def pooled_similarity(patch_BNE: Tensor, text_CE: Tensor, scale: Tensor) -> Tens
 
 
 class Trainer:
-    def __init__(self, out: Path, images: int, batch: int, rate: float, device: str):
+    """One cycle, from `start` (weights of the shipped size) or, without it, from random weights."""
+
+    def __init__(self, out: Path, cycle: Cycle, batch: int, device: str, start: Path | None = None):
         torch.manual_seed(SEED)
-        self.out, self.images, self.batch, self.rate, self.device = out, images, batch, rate, device
+        self.out, self.cycle, self.batch, self.device = out, cycle, batch, device
         self.config = json.loads(CONFIG_PATH.read_text())
-        self.config["vision_cfg"]["image_size"] = SMALL
+        if start is None:
+            self.config["vision_cfg"]["image_size"] = SMALL
         self.model = CLIP(**self.config).to(device)
         self.vision = VisionBackbone(self.model.visual)
-        self.model.visual.positional_embedding.data[1:] = sine_positions(self.vision.grid, self.vision.width)
+        if start is None:
+            self.model.visual.positional_embedding.data[1:] = sine_positions(self.vision.grid, self.vision.width)
+        else:
+            load_weights(self.model, start, "the tiny CLIP")
         self.tokenize = open_clip.SimpleTokenizer(context_length=self.model.context_length)
         self.tokens: dict[str, Tensor] = {}
         self.local_bias = torch.nn.Parameter(torch.tensor(-5.0, device=device))
         decay = [p for p in self.model.parameters() if p.ndim >= 2]
         other = [p for p in self.model.parameters() if p.ndim < 2] + [self.local_bias]
         groups = [{"params": decay, "weight_decay": 0.05}, {"params": other, "weight_decay": 0.0}]
-        self.optimiser = torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.98), fused=True)
+        self.optimiser = torch.optim.AdamW(groups, lr=cycle.rate, betas=(0.9, 0.98), fused=True)
         self.seen, self.seconds = 0, 0.0
         if (out / "resume.pt").exists():
             state = torch.load(out / "resume.pt", map_location=device, weights_only=True)
@@ -134,12 +161,12 @@ class Trainer:
         return text_CE[torch.tensor([distinct[c] for c in captions], device=self.device)]
 
     def step(self) -> float:
-        done = self.seen / self.images
-        warm = min(1.0, self.seen / (0.02 * self.images))
+        done = self.seen / self.cycle.images
+        warm = min(1.0, done / 0.02)
         for group in self.optimiser.param_groups:
-            group["lr"] = self.rate * warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * done)))
-        size = SMALL if done < 1 - LARGE_SHARE else SIZE
-        image, present, index = draw_batch(self.seen, self.batch, size, self.device)
+            group["lr"] = self.cycle.rate * warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * done)))
+        size = SMALL if done < 1 - self.cycle.large else SIZE
+        image, present, index = draw_batch(self.cycle.first + self.seen, self.batch, self.cycle, size, self.device)
         single, single_names, full, full_names = write_captions(present, index, SEED)
         # bfloat16 copies of the weights do the work; gradients arrive at the float32 ones.
         weights = {name: p.to(torch.bfloat16) for name, p in self.vision.named_parameters()}
@@ -165,7 +192,7 @@ class Trainer:
         with torch.no_grad():
             state["visual.positional_embedding"] = self.vision.positions((SIZE // self.vision.patch,) * 2)
         weights = {name: t.half().contiguous() for name, t in state.items()}
-        save_file(weights, self.out / "sptseg-tiny.safetensors")
+        save_file(weights, self.out / WEIGHTS_PATH.name)
         scores = zero_shot_scores(self.model, self.tokenize, self.device)
         hardware = torch.cuda.get_device_name() if self.device == "cuda" else f"{torch.get_num_threads()} CPU threads"
         facts = {"images": self.seen, "batch": self.batch, "steps": self.seen // self.batch, "seconds": self.seconds}
@@ -183,14 +210,16 @@ class Trainer:
     def _loop(self, save_every: int, score_every: int) -> None:
         clock = saved = time.monotonic()
         log = self.out / "log.csv"
-        with tqdm(total=self.images, initial=self.seen, unit="image", unit_scale=True, mininterval=5) as bar:
-            while self.seen < self.images:
+        with tqdm(total=self.cycle.images, initial=self.seen, unit="image", unit_scale=True, mininterval=5) as bar:
+            while self.seen < self.cycle.images:
                 loss = self.step()
                 bar.update(self.batch)
                 now = time.monotonic()
                 self.seconds, clock = self.seconds + now - clock, now
                 if not math.isfinite(loss):  # before the step, so what is saved is still good
-                    raise RuntimeError(f"The loss is {loss} after {self.seen} images; resume with a lower --rate.")
+                    raise RuntimeError(
+                        f"The loss is {loss} after {self.seen} images; start again with a lower peak rate (CYCLES)."
+                    )
                 if now - saved > save_every:
                     self.save()
                     saved = now
@@ -206,12 +235,18 @@ if __name__ == "__main__":
     parser.add_argument(
         "--out", type=Path, required=True, help="folder for the weights, the log and what resuming needs"
     )
-    parser.add_argument("--images", type=int, default=800_000, help="scenes to train on")
     parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--rate", type=float, default=1e-3, help="peak learning rate")
+    parser.add_argument("--start", type=Path, help="weights of the first cycle, to run the second one alone")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
-    args.out.mkdir(parents=True, exist_ok=True)
-    trainer = Trainer(args.out, args.images, args.batch, args.rate, args.device)
-    trainer.fit()
-    print(json.dumps(trainer.export(), indent=2))
+    start = args.start
+    for number, cycle in enumerate(CYCLES, start=1):
+        if start is not None and number == 1:
+            continue
+        folder = args.out / f"cycle{number}"
+        folder.mkdir(parents=True, exist_ok=True)
+        if not (folder / WEIGHTS_PATH.name).exists():
+            trainer = Trainer(folder, cycle, args.batch, args.device, start)
+            trainer.fit()
+            print(json.dumps(trainer.export(), indent=2))
+        start = folder / WEIGHTS_PATH.name
