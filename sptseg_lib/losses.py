@@ -1,11 +1,14 @@
 """Losses on mask logits: focal, structural similarity and dice, without loops over classes or images."""
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torchvision.ops import sigmoid_focal_loss
 
 IGNORE = 255
+PIXELS_AT_ONCE = 2**22  # of all planes together; beyond a few megabytes a larger piece is no faster
 
 
 def one_hot_masks(label_BHW: Tensor, classes: int) -> Tensor:
@@ -26,14 +29,49 @@ def one_hot_masks(label_BHW: Tensor, classes: int) -> Tensor:
     return hot_BHWK[..., :classes].permute(0, 3, 1, 2).float()
 
 
+class _InPieces(torch.autograd.Function):
+    """Σ over pieces of planes, each with its gradient taken at once, so that only one piece's graph is ever held."""
+
+    @staticmethod
+    def forward(ctx, sum_of: Callable, x_PHW: Tensor, *others: Tensor) -> Tensor:
+        planes = max(1, PIXELS_AT_ONCE // max(1, x_PHW[0].numel()))
+        gradient = torch.empty_like(x_PHW) if ctx.needs_input_grad[1] else None
+        total = x_PHW.new_zeros(())
+        for start in range(0, len(x_PHW), planes):
+            piece, *rest = (t[start : start + planes] for t in (x_PHW.detach(), *others))
+            with torch.set_grad_enabled(gradient is not None):
+                value = sum_of(piece.requires_grad_(gradient is not None), *rest)
+            if gradient is not None:
+                gradient[start : start + planes] = torch.autograd.grad(value, piece)[0]
+            total += value.detach()
+        ctx.gradient, ctx.others = gradient, len(others)
+        return total
+
+    @staticmethod
+    def backward(ctx, upstream: Tensor):
+        return None, ctx.gradient * upstream, *[None] * ctx.others
+
+
+def sum_in_pieces(sum_of: Callable[..., Tensor], x_BKHW: Tensor, *others_BKHW: Tensor) -> Tensor:
+    """sum_of(x, *others) over all planes, differentiable with respect to x: (B, K, H, W) each -> scalar.
+
+    sum_of takes (P, H, W) tensors and adds up over planes; it is called on a few planes at a time. A loss keeps
+    a dozen full-size masks for its gradient; this way it keeps one.
+    """
+    return _InPieces.apply(sum_of, x_BKHW.flatten(0, 1), *(t.expand_as(x_BKHW).flatten(0, 1) for t in others_BKHW))
+
+
 def focal_loss(
     logits_BKHW: Tensor, target_BKHW: Tensor, counted_B1HW: Tensor, alpha: float = 0.25, gamma: float = 2.0
 ) -> Tensor:
     """Focal loss: mean over counted pixels, summed over masks, divided by (image, present class) pairs."""
-    focal_BKHW = sigmoid_focal_loss(logits_BKHW, target_BKHW, alpha=alpha, gamma=gamma)
-    pixels_B1 = counted_B1HW.flatten(1).sum(1, keepdim=True).clamp(min=1)
-    mean_BK = (focal_BKHW * counted_B1HW).flatten(2).sum(-1) / pixels_B1
-    return mean_BK.sum() / target_BKHW.flatten(2).any(-1).sum().clamp(min=1)
+    pixels_B111 = counted_B1HW.sum(dim=(2, 3), keepdim=True).clamp(min=1)
+
+    def focal(logits_PHW: Tensor, target_PHW: Tensor, weight_PHW: Tensor) -> Tensor:
+        return (sigmoid_focal_loss(logits_PHW, target_PHW, alpha=alpha, gamma=gamma) * weight_PHW).sum()
+
+    total = sum_in_pieces(focal, logits_BKHW, target_BKHW, counted_B1HW / pixels_B111)
+    return total / target_BKHW.flatten(2).any(-1).sum().clamp(min=1)
 
 
 def _band(length: int, weight_S: Tensor) -> Tensor:
@@ -75,15 +113,22 @@ def ssim_loss(mask_BKHW: Tensor, target_BKHW: Tensor, window: int = 11, sigma: f
     [Wang, Simoncelli and Bovik 2003]; the border is padded with zeros, as released. True masks are
     0 or 1, so y² = y.
     """
-    x, y = mask_BKHW.flatten(0, 1), target_BKHW.flatten(0, 1)
-    with torch.no_grad():
-        mean_y = gaussian_blur(y, window, sigma)
-    mean_x, mean_xx, mean_xy = gaussian_blur(torch.cat([x, x * x, x * y]), window, sigma).chunk(3)
-    var_x, var_y = mean_xx - mean_x**2, mean_y - mean_y**2
-    covariance = mean_xy - mean_x * mean_y
     c1, c2 = 0.01**2, 0.03**2
-    similarity = (2 * mean_x * mean_y + c1) * (2 * covariance + c2)
-    return 1 - (similarity / ((mean_x**2 + mean_y**2 + c1) * (var_x + var_y + c2))).mean()
+
+    def similarity(x: Tensor, y: Tensor) -> Tensor:
+        # Most classes are not in most pictures: where y is 0 everywhere, so are its mean and its covariance.
+        there = y.flatten(1).any(1)
+        x_there, y_there = x[there], y[there]
+        mean_x, mean_xx = gaussian_blur(torch.cat([x, x * x]), window, sigma).chunk(2)
+        mean_xy, mean_y = gaussian_blur(torch.cat([x_there * y_there, y_there]), window, sigma).chunk(2)
+        below = (mean_x**2 + c1) * (mean_xx - mean_x**2 + c2)
+        absent = (c1 * c2 / below[~there]).sum()
+        mean_x, mean_xx = mean_x[there], mean_xx[there]
+        above = (2 * mean_x * mean_y + c1) * (2 * (mean_xy - mean_x * mean_y) + c2)
+        below = (mean_x**2 + mean_y**2 + c1) * (mean_xx - mean_x**2 + mean_y - mean_y**2 + c2)
+        return absent + (above / below).sum()
+
+    return 1 - sum_in_pieces(similarity, mask_BKHW, target_BKHW) / mask_BKHW.numel()
 
 
 def dice_loss(logits_BKHW: Tensor, target_BKHW: Tensor, counted_B1HW: Tensor, smooth: float = 1.0) -> Tensor:

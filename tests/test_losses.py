@@ -140,3 +140,19 @@ def test_large_logits_do_not_overflow():
     loss = focal_loss(logits_BKHW, target, target) + dice_loss(logits_BKHW, target, target)
     loss.backward()
     assert loss.isfinite() and logits_BKHW.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("planes", [1, 2, 6, 100])
+@pytest.mark.parametrize("empty", [False, True])
+def test_losses_in_pieces_equal_the_whole(logits, label, monkeypatch, planes, empty):
+    target = one_hot_masks(torch.full_like(label, 255) if empty else label, K).double()
+    counted = counted_pixels(label, "left out").double()
+    x = logits.double().requires_grad_()
+    monkeypatch.setattr("sptseg_lib.losses.PIXELS_AT_ONCE", planes * H * W)
+    loss = 3 * focal_loss(x, target, counted) + 2 * ssim_loss(x.sigmoid() * counted, target)
+    (gradient,) = torch.autograd.grad(loss, x)
+    # The whole at once, as torch differentiates it.
+    monkeypatch.setattr("sptseg_lib.losses.sum_in_pieces", lambda f, *t: f(*(u.expand_as(x).flatten(0, 1) for u in t)))
+    whole = 3 * focal_loss(x, target, counted) + 2 * ssim_loss(x.sigmoid() * counted, target)
+    torch.testing.assert_close(loss, whole)
+    torch.testing.assert_close(gradient, torch.autograd.grad(whole, x)[0])
