@@ -2,7 +2,7 @@
 
 import torch
 import torch.nn.functional as F
-from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
+from open_clip.transformer import QuickGELU, ResidualAttentionBlock, VisionTransformer
 from torch import Tensor, nn
 
 from ..attention import attend, join_heads, split_heads
@@ -15,6 +15,11 @@ def attention_inputs(block: ResidualAttentionBlock, tokens_BND: Tensor) -> Tenso
     return torch.stack([split_heads(part, attention.num_heads) for part in qkv.chunk(3, dim=-1)])
 
 
+def activate(activation: nn.Module, hidden: Tensor) -> Tensor:
+    """The block's own activation; QuickGELU, x·σ(1.702 x), as a scaled SiLU, which keeps one tensor instead of two."""
+    return F.silu(1.702 * hidden) / 1.702 if isinstance(activation, QuickGELU) else activation(hidden)
+
+
 def run_block(block: ResidualAttentionBlock, tokens_BND: Tensor) -> Tensor:
     """One pre-norm transformer layer: (B, N, D) -> (B, N, D).
 
@@ -22,7 +27,8 @@ def run_block(block: ResidualAttentionBlock, tokens_BND: Tensor) -> Tensor:
     """
     mixed_BND = join_heads(attend(*attention_inputs(block, tokens_BND)))
     tokens_BND = tokens_BND + block.ls_1(block.attn.out_proj(mixed_BND))
-    return tokens_BND + block.ls_2(block.mlp(block.ln_2(tokens_BND)))
+    hidden_BND = block.mlp.c_fc(block.ln_2(tokens_BND))
+    return tokens_BND + block.ls_2(block.mlp.c_proj(activate(block.mlp.gelu, hidden_BND)))
 
 
 class VisionBackbone(nn.Module):
