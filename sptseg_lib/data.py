@@ -1,5 +1,7 @@
 """Data sets for training and testing: ShapeScenes rendered on the fly, or a folder in PASCAL VOC's layout."""
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,9 +15,11 @@ from torchvision.transforms import v2
 
 from .scenes.render import SceneSettings, render_scenes
 from .splits import Split, find_split, hide_unseen, make_split
+from .transductive import mark_unseen
 
 # Seeds of the scene streams; a run's own seed is added to the first alone. γ was chosen on validation scenes.
 TRAIN_SEED, TEST_SEED, VALIDATION_SEED = 11, 12, 13
+Hide = Callable[[Tensor], Tensor]  # (B, H, W) train ids -> what training may see of them
 
 
 class Batch(NamedTuple):
@@ -27,10 +31,10 @@ class Batch(NamedTuple):
 
 
 class SceneData(Dataset):
-    """`length` ShapeScenes; a whole batch of them is rendered in one call."""
+    """`length` ShapeScenes; a whole batch of them is rendered in one call. `hide` turns masks into training masks."""
 
-    def __init__(self, length: int, settings: SceneSettings, seed: int, visible: Split | None = None):
-        self.length, self.settings, self.seed, self.visible = length, settings, seed, visible
+    def __init__(self, length: int, settings: SceneSettings, seed: int, hide: Hide | None = None):
+        self.length, self.settings, self.seed, self.hide = length, settings, seed, hide
         self.first = 0  # where a resumed run goes on
 
     def __len__(self) -> int:
@@ -42,7 +46,7 @@ class SceneData(Dataset):
     def __getitems__(self, indices: list[int]) -> Batch:
         index_B = torch.tensor(indices) + self.first
         image_B3HW, label_BHW = render_scenes(index_B, self.settings, self.seed)
-        label_BHW = label_BHW.long() if self.visible is None else hide_unseen(label_BHW, self.visible)
+        label_BHW = self.hide(label_BHW) if self.hide else label_BHW.long()
         return Batch(image_B3HW, label_BHW, index_B)
 
 
@@ -62,10 +66,10 @@ class VocData(Dataset):
         split: Split,
         crop: int = 0,
         length: int = 0,
-        visible: bool = False,
+        hide: Hide | None = None,
         seed: int = 0,
     ):
-        self.folder, self.split, self.visible, self.seed = Path(folder), split, visible, seed
+        self.folder, self.split, self.hide, self.seed = Path(folder), split, hide, seed
         self.first = 0  # where a resumed run goes on
         listing = self.folder / "ImageSets" / "Segmentation" / f"{name}.txt"
         if not listing.is_file():
@@ -116,8 +120,8 @@ class VocData(Dataset):
                 torch.manual_seed(1_000_003 * self.seed + index)
                 pair = self.augment(*pair)
         image, label = pair[0].float() / 255, pair[1].as_subclass(Tensor).long()
-        if self.visible:
-            label = hide_unseen(label[None], self.split)[0]
+        if self.hide:
+            label = self.hide(label[None])[0]
         return Batch(image.as_subclass(Tensor), label, torch.tensor(index))
 
 
@@ -145,16 +149,19 @@ def _known(dataset: str) -> None:
 def train_loader(settings, split: Split, scenes: SceneSettings | None = None) -> DataLoader:
     """Batches for `settings.iterations` iterations of training, in an order that its seed fixes.
 
-    settings: TrainSettings. In the inductive setting unseen labels are 255 and seen ones count from 0.
+    settings: TrainSettings. In the inductive setting unseen labels are 255 and seen ones count from 0;
+    in the transductive one unseen labels are `transductive.HIDDEN` and seen ones stay.
     """
     _known(settings.dataset)
-    length, hidden = settings.iterations * settings.batch, split if settings.setting == "inductive" else None
+    length = settings.iterations * settings.batch
+    hide = {"inductive": hide_unseen, "transductive": mark_unseen}.get(settings.setting)
+    hide = hide and partial(hide, split=split)
     share = settings.batch // settings.devices  # the global batch is kept whatever the number of devices
     if settings.dataset == "shapescenes":
         scenes = scenes or SceneSettings(size=settings.size)
-        data = SceneData(length, scenes, TRAIN_SEED + 1000 * settings.seed, hidden)
+        data = SceneData(length, scenes, TRAIN_SEED + 1000 * settings.seed, hide)
         return DataLoader(data, share, shuffle=False, collate_fn=_stack, num_workers=0)
-    data = VocData(settings.dataset, "train", split, settings.size, length, hidden is not None, settings.seed)
+    data = VocData(settings.dataset, "train", split, settings.size, length, hide, settings.seed)
     return DataLoader(data, share, shuffle=False, collate_fn=_stack, num_workers=2)
 
 

@@ -121,6 +121,7 @@ def load_pipeline(path: str | Path, overrides: list[str] | tuple[str, ...] = ())
                 "One would overwrite the other, or take it for its own; change one (method, setting, seed) or drop it."
             )
         products[product] = name
+        _check_start(name, parameters, products)
         fingerprint = _sha256(json.dumps([fingerprint, [cell.source for cell in step_cells], parameters]).encode())
         steps.append(
             Step(name, notebooks[entry.notebook], parameters, given, "run_dir" in defaults, product, fingerprint)
@@ -262,6 +263,17 @@ def _product(notebook: str, step: str, parameters: dict) -> str | None:
             f"Step {step!r} ({notebook}) would fail: {settings.explain(error)}. Correct the pipeline file or -p."
         ) from None
     return f"train/{checked.name}" if notebook == "05_train" else "metrics.json"
+
+
+def _check_start(step: str, parameters: dict, products: dict) -> None:
+    if parameters.get("setting") != "transductive" or parameters.get("start"):
+        return
+    wanted = f"train/{parameters['method']}-inductive-seed{parameters['seed']}"
+    if wanted not in products:
+        raise PipelineError(
+            f"Step {step!r} would go on from {wanted}, which no step before it trains. It would fail hours later; "
+            "train that first, or give start: the folder of a finished inductive run."
+        )
 
 
 def _sha256(content: bytes) -> str:

@@ -21,6 +21,8 @@ METHOD_COLOURS = {
     "zegclip": _BASE[1],
     "spt_seg": _BASE[0],
     "supervised": _BASE[2],
+    "spt_seg transductive": _BASE[4],
+    "zegclip transductive": _BASE[6],
 }
 
 
@@ -78,7 +80,9 @@ def log_spectrum(image_hw: Tensor) -> Tensor:
 
 
 def method_name(run: dict) -> str:
-    """How a run is called in figures: its method, or "supervised" for the ceiling."""
+    """How a run is called in figures: its method, with "transductive" after it, or "supervised" for the ceiling."""
+    if run["setting"] == "transductive":
+        return f"{run['method']} transductive"
     return "supervised" if run["setting"] == "supervised" else run["method"]
 
 

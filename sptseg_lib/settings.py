@@ -153,8 +153,11 @@ class TrainSettings(RunSettings):
     """One training run: the parameters of 05_train."""
 
     method: str = Field("spt_seg", description="a preset")
-    setting: Literal["inductive", "supervised"] = Field(
-        "inductive", description="labels of seen classes only, or of all: the ceiling"
+    setting: Literal["inductive", "transductive", "supervised"] = Field(
+        "inductive", description="labels of seen classes only; then also the model's own on unseen pixels; or of all"
+    )
+    start: str = Field(
+        "", description="run folder where transductive training starts; empty: run_dir's inductive run of this seed"
     )
     overrides: dict = Field(default_factory=dict, description="model settings that differ from the preset's")
     iterations: int = Field(200, ge=1)
@@ -166,6 +169,11 @@ class TrainSettings(RunSettings):
     @model_validator(mode="after")
     def _model_exists(self):
         preset(self.method, **self.overrides)
+        if self.start and self.setting != "transductive":
+            raise ValueError(
+                f"start={self.start!r} has no meaning in the {self.setting} setting: it begins with fresh weights. "
+                "Leave it empty, or choose setting 'transductive'."
+            )
         if self.batch % self.devices:
             raise ValueError(
                 f"batch={self.batch} cannot be shared out among {self.devices} devices. The global batch would change; "
@@ -180,6 +188,12 @@ class TrainSettings(RunSettings):
     def name(self) -> str:
         """The run's folder: method, setting and seed."""
         return f"{self.method}-{self.setting}-seed{self.seed}"
+
+    @property
+    def start_folder(self) -> Path:
+        """Where a transductive run finds the inductive one that it goes on from."""
+        own = self.folder / "train" / f"{self.method}-inductive-seed{self.seed}"
+        return project_root() / self.start if self.start else own
 
 
 class EvaluateSettings(RunSettings):

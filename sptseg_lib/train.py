@@ -11,7 +11,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
 from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor
 
-from .checkpoint import SETTINGS, WEIGHTS, read_settings, save_checkpoint, write_settings
+from .checkpoint import SETTINGS, WEIGHTS, load_trained, read_settings, save_checkpoint, write_settings
 from .clip.load import Clip, load_clip
 from .clip.text import class_text
 from .data import Batch, split_for, train_loader
@@ -20,6 +20,8 @@ from .model import Segmenter, build_segmenter
 from .precision import backbone_dtype, find_device
 from .scenes.render import SceneSettings
 from .settings import TrainSettings
+from .splits import Split
+from .transductive import label_unseen
 
 RESUME = "last.ckpt"
 # Lightning greets every run with a list of the accelerators that are not there.
@@ -49,15 +51,21 @@ class SegmentationTraining(L.LightningModule):
 
     strict_loading = False  # the backbone is not in checkpoints
 
-    def __init__(self, segmenter: Segmenter, class_text_KE: Tensor, settings: TrainSettings):
+    def __init__(
+        self, segmenter: Segmenter, class_text_KE: Tensor, settings: TrainSettings, unseen_ids: tuple[int, ...] = ()
+    ):
         super().__init__()
         self.segmenter, self.settings = segmenter, settings
+        self.unseen_ids = unseen_ids  # whose pixels get pseudo labels; none but in the transductive setting
         self.register_buffer("class_text_KE", class_text_KE, persistent=False)
 
     def training_step(self, batch: Batch, _) -> Tensor:
         # Dropout depends on seed and step alone, so that a resumed run draws what an unbroken one would.
         torch.manual_seed(self.settings.seed * 1_000_003 + self.global_step)
-        losses = self.segmenter.loss(batch.image_B3HW, batch.label_BHW, self.class_text_KE)
+        label_BHW = batch.label_BHW
+        if self.unseen_ids:
+            label_BHW = label_unseen(self.segmenter, batch.image_B3HW, label_BHW, self.class_text_KE, self.unseen_ids)
+        losses = self.segmenter.loss(batch.image_B3HW, label_BHW, self.class_text_KE)
         loss = losses["loss"]
         if not torch.isfinite(loss):
             saved = self.settings.folder / "train" / self.settings.name / RESUME
@@ -97,6 +105,33 @@ def check_run(folder: Path, settings: TrainSettings) -> None:
         )
 
 
+def check_start(settings: TrainSettings, split: Split) -> None:
+    """Raises FileNotFoundError or ValueError where a transductive run has no inductive one to go on from."""
+    folder = settings.start_folder
+    if not split.unseen:
+        raise ValueError(
+            f"Split {split.name!r} has no unseen class. Transductive training would label nothing itself; "
+            "choose the supervised setting."
+        )
+    if not (folder / WEIGHTS).is_file():
+        raise FileNotFoundError(
+            f"Transductive training starts from a finished inductive run, and {folder} holds none. Its first pseudo "
+            "labels would be random; train with setting 'inductive' first, or name its folder with start."
+        )
+    there = read_settings(folder)
+    for name, found, wanted in (
+        ("setting", there.setting, "inductive"),
+        ("dataset", there.dataset, settings.dataset),
+        ("split", there.split, settings.split),
+        ("model", there.model(), settings.model()),
+    ):
+        if found != wanted:
+            raise ValueError(
+                f"{folder} was trained with another {name} ({found}, not {wanted}). Its weights would not fit, or know "
+                "unseen classes already; choose the inductive run of the same experiment."
+            )
+
+
 def fit(
     settings: TrainSettings, clip: Clip | None = None, scenes: SceneSettings | None = None, progress: bool = True
 ) -> Path:
@@ -113,6 +148,8 @@ def fit(
     check_run(folder, settings)
     if (folder / WEIGHTS).is_file():
         return folder
+    if settings.setting == "transductive":
+        check_start(settings, split)
     check_room(folder, 200_000_000)
     model = settings.model()
     clip = clip or load_clip(model.clip, model.weights)
@@ -122,7 +159,8 @@ def fit(
     segmenter = build_segmenter(model, clip, backbone_dtype(settings.precision, device))
     names = split.seen if settings.setting == "inductive" else split.classes
     write_settings(folder, settings)  # only now that nothing about them is wrong
-    training = SegmentationTraining(segmenter, class_text(clip, names, model.prompt), settings)
+    unseen_ids = split.unseen_ids if settings.setting == "transductive" else ()
+    training = SegmentationTraining(segmenter, class_text(clip, names, model.prompt), settings, unseen_ids)
     callbacks = [ModelCheckpoint(folder, save_last=True, save_top_k=0, every_n_train_steps=settings.save_every)]
     if progress:
         callbacks.append(TQDMProgressBar(refresh_rate=10))
@@ -142,6 +180,8 @@ def fit(
     if resume.is_file():
         done = torch.load(resume, map_location="cpu", weights_only=True)["global_step"]
         loader.dataset.first = done * settings.batch  # Lightning would start the data anew
+    elif settings.setting == "transductive":
+        load_trained(segmenter, settings.start_folder / WEIGHTS)
     else:
         segmenter.eval().open_gates(next(iter(loader)).image_B3HW)
     training.train()

@@ -1,6 +1,7 @@
 """Batches for training and testing: what is hidden, in which order, and what bad folders say."""
 
 import shutil
+from functools import partial
 
 import numpy as np
 import pytest
@@ -58,7 +59,7 @@ def test_batches_depend_on_the_seed_alone():
 
 
 def test_single_items_are_rows_of_the_batch():
-    data = SceneData(10, SMALL, seed=4, visible=DEFAULT)
+    data = SceneData(10, SMALL, seed=4, hide=partial(hide_unseen, split=DEFAULT))
     batch = data.__getitems__([3, 8])
     assert len(data) == 10
     for row, index in enumerate((3, 8)):
@@ -145,7 +146,7 @@ def test_a_data_set_that_is_not_there_is_refused(tmp_path):
 def test_spoilt_folders_say_what_is_wrong(broken):
     listing = broken / "ImageSets" / "Segmentation" / "val.txt"
     mask = broken / "SegmentationClass" / "val_000001.png"
-    data = VocData(broken, "val", DEFAULT, visible=True)
+    data = VocData(broken, "val", DEFAULT, hide=partial(hide_unseen, split=DEFAULT))
     label = np.asarray(Image.open(mask))
     Image.fromarray(label[:-3]).save(mask)
     with pytest.raises(ValueError, match=r"val_000001: the image has \(32, 32\) and the mask \(29, 32\) pixels"):

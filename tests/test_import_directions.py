@@ -21,6 +21,7 @@ ORDER = [
     "clip",
     "settings",
     "splits",
+    "transductive",
     "encoder",
     "decoder",
     "losses",
