@@ -1,4 +1,4 @@
-"""Time plain attention against the fused kernel on this machine, forward and backward.
+"""Time plain attention against the fused kernel on this machine, forward alone and with its backward pass.
 
     python data_scripts/benchmark_attention.py
 
@@ -8,11 +8,12 @@ The rule in sptseg_lib/attention.py rests on these figures.
 
 import statistics
 import time
+from itertools import product
 
 import torch
 import torch.nn.functional as F
 
-SHAPES = ((64, 4, 65, 32), (16, 4, 267, 32), (8, 4, 513, 32), (2, 12, 1035, 64))
+SHAPES = ((64, 4, 65, 32), (16, 4, 267, 32), (8, 4, 513, 32), (2, 12, 1035, 64), (1, 12, 2048, 64))
 ROUNDS = 9
 
 
@@ -20,30 +21,30 @@ def plain(q, k, v):
     return ((q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)).softmax(-1) @ v
 
 
-def milliseconds(function, tensors) -> float:
+def milliseconds(function, tensors, backward: bool) -> float:
     start = time.perf_counter()
-    function(*tensors).sum().backward()
+    with torch.set_grad_enabled(backward):
+        total = function(*tensors).sum()
+    if backward:
+        total.backward()
     return 1000 * (time.perf_counter() - start)
 
 
 def main() -> None:
-    print(
-        f"{torch.get_num_threads()} threads, torch {torch.__version__}; medians of {ROUNDS} rounds, forward + backward"
-    )
-    for dtype in (torch.float32, torch.bfloat16):
-        for shape in SHAPES:
-            tensors = [torch.randn(shape, dtype=dtype, requires_grad=True) for _ in range(3)]
-            sides = {"plain": plain, "fused": F.scaled_dot_product_attention}
-            times = {name: [] for name in sides}
-            for _ in range(ROUNDS):
-                for name, function in sides.items():
-                    times[name].append(milliseconds(function, tensors))
-            medians = {name: statistics.median(values) for name, values in times.items()}
-            ratio = medians["plain"] / medians["fused"]
-            print(
-                f"{dtype} B, H, N, d = {shape}: " + ", ".join(f"{n} {t:.1f} ms" for n, t in medians.items()),
-                f"({ratio:.2f})",
-            )
+    print(f"{torch.get_num_threads()} threads, torch {torch.__version__}; medians of {ROUNDS} interleaved rounds")
+    sides = {"plain": plain, "fused": F.scaled_dot_product_attention}
+    for dtype, backward, shape in product((torch.float32, torch.bfloat16), (False, True), SHAPES):
+        tensors = [torch.randn(shape, dtype=dtype, requires_grad=True) for _ in range(3)]
+        times = {name: [] for name in sides}
+        for _ in range(ROUNDS):
+            for name, function in sides.items():
+                times[name].append(milliseconds(function, tensors, backward))
+        medians = {name: statistics.median(values) for name, values in times.items()}
+        print(
+            f"{str(dtype)[6:]:8s} {'forward + backward' if backward else 'forward':18s} B, H, N, d = {shape}: "
+            + ", ".join(f"{n} {t:.1f} ms" for n, t in medians.items()),
+            f"({medians['plain'] / medians['fused']:.2f})",
+        )
 
 
 if __name__ == "__main__":
