@@ -18,6 +18,8 @@ TEMPLATES = (
     "This is one {} in the scene.",
 )  # fmt: skip
 
+BATCH = 256  # texts encoded at once
+
 
 @torch.no_grad()
 def class_text(clip: Clip, names: tuple[str, ...], prompt: str = "a photo of a {}") -> Tensor:
@@ -35,9 +37,11 @@ def class_text(clip: Clip, names: tuple[str, ...], prompt: str = "a photo of a {
         )
     key = (tuple(names), templates)
     if key not in clip.text:
-        texts = [template.format(name) for name in names for template in templates]
+        texts = [template.replace("{}", name) for name in names for template in templates]
         device = next(clip.model.parameters()).device
-        text_RE = F.normalize(clip.model.encode_text(clip.tokenize(texts).to(device)).float(), dim=-1)
+        # Thousands of names would not fit the memory at once.
+        parts = [clip.tokenize(texts[first : first + BATCH]).to(device) for first in range(0, len(texts), BATCH)]
+        text_RE = F.normalize(torch.cat([clip.model.encode_text(part) for part in parts]).float(), dim=-1)
         mean_KE = text_RE.unflatten(0, (len(names), len(templates))).mean(1)
         clip.text[key] = F.normalize(mean_KE, dim=-1)
     return clip.text[key]
