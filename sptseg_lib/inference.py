@@ -1,6 +1,7 @@
 """From mask logits to label maps: sliding windows, the seen-class shift, argmax."""
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -54,23 +55,40 @@ def class_probabilities(
     return total / weight
 
 
+class Best(NamedTuple):
+    """The best seen and the best unseen class of every pixel, probabilities and ids; −∞ where there is none."""
+
+    seen_BHW: Tensor
+    seen_id_BHW: Tensor
+    unseen_BHW: Tensor
+    unseen_id_BHW: Tensor
+
+
+def best_classes(probability_BKHW: Tensor, seen_K: Tensor) -> Best:
+    """What decides about every label, whatever the shift: probabilities (B, K, H, W), seen (K,) bool."""
+    best = []
+    for ids in (seen_K.nonzero().flatten(), (~seen_K).nonzero().flatten()):
+        if len(ids):
+            top_BHW, at_BHW = probability_BKHW[:, ids].max(1)
+            best += [top_BHW, ids[at_BHW]]
+        else:
+            none_BHW = torch.full_like(probability_BKHW[:, 0], -torch.inf)
+            best += [none_BHW, torch.zeros_like(none_BHW, dtype=torch.int64)]
+    return Best(*best)
+
+
+def shift_seen(best: Best, gammas: list[float]) -> Tensor:
+    """Label maps for each seen-class shift, argmax over classes of p − γ·[seen]: G shifts -> (G, B, H, W) int64."""
+    shift_G111 = torch.tensor(gammas, device=best.seen_BHW.device).view(-1, 1, 1, 1)
+    return torch.where(best.seen_BHW - shift_G111 >= best.unseen_BHW, best.seen_id_BHW, best.unseen_id_BHW)
+
+
 def label_maps(probability_BKHW: Tensor, seen_ids: tuple[int, ...], gammas: list[float]) -> Tensor:
     """Label maps for each seen-class shift: (B, K, H, W), G shifts -> (G, B, H, W) int64.
 
     argmax over classes of p − γ·[seen]. The best seen and the best unseen class are found once;
     a shift only decides between the two.
     """
-    classes = probability_BKHW.shape[1]
-    seen_K = torch.zeros(classes, dtype=torch.bool, device=probability_BKHW.device)
+    seen_K = torch.zeros(probability_BKHW.shape[1], dtype=torch.bool, device=probability_BKHW.device)
     seen_K[list(seen_ids)] = True
-    best = {}
-    for is_seen in (True, False):
-        ids = (seen_K == is_seen).nonzero().flatten()
-        if len(ids):
-            top_BHW, at_BHW = probability_BKHW[:, ids].max(1)
-            best[is_seen] = top_BHW, ids[at_BHW]
-    if len(best) == 1:
-        return next(iter(best.values()))[1].expand(len(gammas), -1, -1, -1)
-    (p_seen, id_seen), (p_unseen, id_unseen) = best[True], best[False]
-    shift_G111 = torch.tensor(gammas, device=p_seen.device).view(-1, 1, 1, 1)
-    return torch.where(p_seen - shift_G111 >= p_unseen, id_seen, id_unseen)
+    return shift_seen(best_classes(probability_BKHW, seen_K), gammas)
