@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from .clip.backbone import VisionBackbone
 from .clip.load import Clip, load_clip
 from .decoder import CrossAttention, MaskDecoder, SpectralGuidedAttention, TaskGate
-from .encoder import PromptedEncoder
+from .encoder import Encoded, PromptedEncoder
 from .losses import dice_loss, focal_loss, one_hot_masks, ssim_loss
 from .settings import ModelSettings
 
@@ -39,9 +39,20 @@ class Segmenter(nn.Module):
         return {name: p for name, p in self.named_parameters() if not name.startswith("encoder.backbone.")}
 
     def forward(self, image_B3HW: Tensor, class_text_KE: Tensor) -> Tensor:
-        half = self.encoder.backbone.conv1.weight.dtype
-        with torch.autocast(image_B3HW.device.type, dtype=torch.bfloat16, enabled=half == torch.bfloat16):
-            encoded = self.encoder((image_B3HW - self.mean_311) / self.std_311)
+        return self.decode(self.encode(image_B3HW), class_text_KE)
+
+    def _mixed(self, device: torch.device) -> torch.autocast:
+        half = self.encoder.backbone.conv1.weight.dtype == torch.bfloat16
+        return torch.autocast(device.type, dtype=torch.bfloat16, enabled=half)
+
+    def encode(self, image_B3HW: Tensor) -> Encoded:
+        """What does not depend on the classes: (B, 3, H, W) in [0, 1] -> patches and global embedding."""
+        with self._mixed(image_B3HW.device):
+            return self.encoder((image_B3HW - self.mean_311) / self.std_311)
+
+    def decode(self, encoded: Encoded, class_text_KE: Tensor) -> Tensor:
+        """Mask logits (B, K, h, w). No class knows of another: they may be decoded in any parts."""
+        with self._mixed(class_text_KE.device):
             return self.decoder(encoded.patches_BhwE, encoded.global_BE, class_text_KE).float()
 
     @torch.no_grad()
