@@ -12,3 +12,13 @@ Class names are seen or unseen. Layers count from 1, as in the paper.
 """
 
 __version__ = "0.1.0"
+__all__ = ["Segmentation", "segment"]
+
+
+def __getattr__(name: str):
+    # Imported on first use: torch and open_clip take seconds, and most modules need only a part of them.
+    if name in __all__:
+        from importlib import import_module
+
+        return getattr(import_module(".segmentation", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

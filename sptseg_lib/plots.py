@@ -4,7 +4,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from matplotlib.axes import Axes
-from matplotlib.colors import ListedColormap
+from matplotlib.colors import ListedColormap, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from torch import Tensor
@@ -110,3 +110,68 @@ def score_bars(runs: list[dict], scores: tuple[str, ...] = ("mIoU_seen", "mIoU_u
     axes.legend(frameon=False, ncols=len(methods), loc="upper center", fontsize=8)
     axes.spines[["top", "right"]].set_visible(False)
     return figure
+
+
+def segmentation_figure(
+    image_3HW: Tensor, label_HW: Tensor, names: tuple[str, ...], seen: tuple[str, ...] = (), most: int = 15
+) -> Figure:
+    """A picture, and its label map laid over it; the largest `most` classes are named with their share in per cent.
+
+    Shapes: image (3, H, W) in [0, 1], labels (H, W) indices into names. Names outside `seen` are marked with *.
+    """
+    image_3HW, label_HW = _for_screen(image_3HW, label_HW)
+    share_K = torch.bincount(label_HW.flatten(), minlength=len(names)) * (100 / label_HW.numel())
+    largest = share_K.argsort(descending=True, stable=True)
+    named = [k for k in largest.tolist() if share_K[k] > 0][:most]
+    # Up to 16 names each keeps its colour from picture to picture; of more, the largest get one each.
+    colours = class_colours(16)
+    colour = {k: colours[k if len(names) <= 16 else i] for i, k in enumerate(named)}
+    table = np.tile(to_rgb("#FFFFFF"), (len(names), 1))
+    table[list(colour)] = [to_rgb(c) for c in colour.values()]
+    H, W = label_HW.shape
+    if W > 1.6 * H:  # then one below the other
+        shape, figsize = (2, 1), (6.4, 12.8 * H / W + 1.2)
+    else:
+        shape, figsize = (1, 2), (7.6, 3.8 * min(1.6, H / W) + 0.9)
+    figure, axes = plt.subplots(*shape, figsize=figsize, layout="constrained")
+    show_image(axes[0], image_3HW, "picture")
+    shade = 0.35 * image_3HW.permute(1, 2, 0).numpy() + 0.65 * table[label_HW.numpy()]
+    axes[1].imshow(shade.clip(0, 1), interpolation="nearest")
+    axes[1].set_axis_off()
+    axes[1].set_title(f"{int((share_K > 0).sum())} of {len(names)} classes found")
+    handles = [Patch(color=colour[k], label=f"{_short(names[k], names[k] in seen)} {share_K[k]:.0f} %") for k in named]
+    if rest := 100 - float(share_K[named].sum()):
+        if rest >= 0.5:
+            handles.append(Patch(facecolor="white", edgecolor="grey", label=f"others {rest:.0f} %"))
+    figure.legend(handles=handles, loc="outside lower center", ncols=min(4, len(handles)), fontsize=8, frameon=False)
+    return figure
+
+
+def heat_figure(image_3HW: Tensor, heat_Khw: Tensor, names: list[str]) -> Figure:
+    """One map of probabilities a class, (K, h, w), all in one colour scale from 0 to the highest."""
+    H, W = image_3HW.shape[1:]
+    columns = min(len(names), 3 if W <= 2 * H else 1)
+    rows = -(-len(names) // columns)
+    width = 2.5 if columns > 1 else 6.0
+    figure, axes = plt.subplots(
+        rows, columns, figsize=(width * columns + 0.8, (width * min(1.8, H / W) + 0.3) * rows), layout="constrained",
+        squeeze=False,
+    )  # fmt: skip
+    top = max(float(heat_Khw.max()), 1e-3)
+    for ax in axes.flat:
+        ax.set_axis_off()
+    for ax, heat_hw, name in zip(axes.flat, heat_Khw, names):
+        drawn = ax.imshow(heat_hw.numpy(), vmin=0, vmax=top, cmap="viridis", extent=(0, W, H, 0))
+        ax.set_title(f"{_short(name, True)}: up to {float(heat_hw.max()):.2f}", fontsize=9)
+    figure.colorbar(drawn, ax=axes, label="probability", fraction=0.04, pad=0.02)
+    return figure
+
+
+def _short(name: str, seen: bool, most: int = 24) -> str:
+    return (name if len(name) <= most else name[: most - 1] + "…") + ("" if seen else "*")
+
+
+def _for_screen(image_3HW: Tensor, label_HW: Tensor, longest: int = 1200) -> tuple[Tensor, Tensor]:
+    """Every n-th pixel of pictures that no screen shows whole."""
+    step = -(-max(label_HW.shape) // longest)
+    return image_3HW[:, ::step, ::step], label_HW[::step, ::step]
