@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
+from .pictures import read_rgb
 from .scenes.render import SceneSettings, render_scenes
 from .splits import Split, find_split, hide_unseen, make_split
 from .transductive import mark_unseen
@@ -105,7 +106,7 @@ class VocData(Dataset):
         for path in (image_path, mask_path):
             if not path.is_file():
                 raise FileNotFoundError(f"{path} is listed but missing; the folder is incomplete, write it again.")
-        image = np.asarray(Image.open(image_path).convert("RGB"))
+        image = np.asarray(read_rgb(image_path))
         label = np.asarray(Image.open(mask_path))
         if image.shape[:2] != label.shape[:2]:
             raise ValueError(
