@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
+from .datasets.manifest import check_manifest, read_names
 from .pictures import read_rgb
 from .scenes.render import SceneSettings, render_scenes
 from .splits import Split, find_split, hide_unseen, make_split
@@ -57,7 +58,8 @@ class VocData(Dataset):
     Label 0 is background and becomes 255; others shift down by one. Training pictures (`crop`) are
     scaled by 0.5-2, cropped and flipped; test pictures keep their size.
     Raises: FileNotFoundError for a missing list, image or mask; ValueError where image and mask
-    differ in size, for an empty set, or for labels outside the class list.
+    differ in size, for an empty set, for labels outside the class list, or where a prepared folder
+    is no longer what its manifest says.
     """
 
     def __init__(
@@ -81,6 +83,8 @@ class VocData(Dataset):
         self.stems = listing.read_text().split()
         if not self.stems:
             raise ValueError(f"{listing} lists no picture. There would be nothing to learn or score; fill it.")
+        manifest = check_manifest(self.folder, split.classes) or {}
+        self.suffix = manifest.get("image_suffix", ".jpg")
         self.length = length or len(self.stems)
         self.augment = None
         if crop:
@@ -101,7 +105,7 @@ class VocData(Dataset):
             shuffled = torch.randperm(len(self.stems), generator=torch.Generator().manual_seed(self.seed + turn))
             place = int(shuffled[place])
         stem = self.stems[place]
-        image_path = self.folder / "JPEGImages" / f"{stem}.jpg"
+        image_path = self.folder / "JPEGImages" / f"{stem}{self.suffix}"
         mask_path = self.folder / "SegmentationClass" / f"{stem}.png"
         for path in (image_path, mask_path):
             if not path.is_file():
@@ -136,7 +140,7 @@ def split_for(dataset: str, split: str) -> Split:
     listing = Path(dataset) / "classes.txt"
     if dataset == "shapescenes" or not listing.is_file():
         return named
-    return make_split(named.name, tuple(listing.read_text().split()), named.unseen, named.stuff)
+    return make_split(named.name, read_names(listing.parent), named.unseen, named.stuff)
 
 
 def _known(dataset: str) -> None:

@@ -6,6 +6,7 @@ import torch
 from pydantic import AfterValidator, BaseModel, ConfigDict, model_validator
 from torch import Tensor
 
+from .class_lists import ADE, CITYSCAPES, COCO, COCO_STUFF, CONTEXT, VOC, common_name
 from .scenes.atlas import CLASSES, STUFF, THINGS
 from .settings import one_of
 
@@ -73,10 +74,11 @@ def _shapes(name: str, *unseen: str) -> Split:
     return make_split(name, CLASSES, unseen, STUFF)
 
 
-_VOC = (
-    "aeroplane bicycle bird boat bottle bus car cat chair cow diningtable dog horse motorbike person "
-    "pottedplant sheep sofa train tvmonitor"
-).split()
+_COCO_UNSEEN = (
+    *("cow", "giraffe", "suitcase", "frisbee", "skateboard", "carrot", "scissors", "cardboard", "clouds", "grass"),
+    *("playingfield", "river", "road", "tree", "wall-concrete"),
+)
+_CONTEXT_UNSEEN = ("cow", "motorbike", "sofa", "cat", "boat", "fence", "bird", "tvmonitor", "keyboard", "aeroplane")
 
 SPLITS: dict[str, Split] = {
     split.name: split
@@ -85,7 +87,13 @@ SPLITS: dict[str, Split] = {
         _shapes("unseen_things", "star", "ring", "arrow", "heart", "gear"),
         _shapes("unseen_stuff", "checkerboard", "waves", "clouds"),
         _shapes("half", *THINGS[1::2], *STUFF[1::2]),
-        make_split("voc12", tuple(_VOC), tuple(_VOC[15:])),
+        make_split("voc12", VOC, VOC[15:]),
+        make_split("coco_stuff", COCO, _COCO_UNSEEN, COCO_STUFF),
+        make_split("pascal_context", CONTEXT, _CONTEXT_UNSEEN),
+        make_split("pascal_context_60", ("background", *CONTEXT), _CONTEXT_UNSEEN),
+        # Tests of what was learned elsewhere (see transfer_split); on their own, all of their classes are seen.
+        make_split("ade20k", ADE, ()),
+        make_split("cityscapes", CITYSCAPES, ()),
     )
 }
 
@@ -93,6 +101,22 @@ SPLITS: dict[str, Split] = {
 def find_split(name: str) -> Split:
     """A split by name; raises ValueError that lists the known ones."""
     return SPLITS[one_of("split", name, SPLITS)]
+
+
+def transfer_split(train_split: Split, target: Split) -> Split:
+    """The target data set's classes, seen where training on `train_split` saw a class of that name.
+
+    aeroplane and airplane are one name (class_lists.common_name): what was learned as one is not unseen as the
+    other. Raises: ValueError where the two share no seen class, so that no score of seen classes could be given.
+    """
+    known = {common_name(name) for name in train_split.seen}
+    unseen = tuple(name for name in target.classes if common_name(name) not in known)
+    if len(unseen) == len(target.classes):
+        raise ValueError(
+            f"Training on {train_split.name!r} saw no class of {target.name!r}. Its mIoU(S) and hIoU would be of "
+            "nothing; choose a data set that shares classes, or score it as a split of its own."
+        )
+    return make_split(f"{train_split.name}_to_{target.name}", target.classes, unseen, target.stuff)
 
 
 def hide_unseen(label_BHW: Tensor, split: Split, ignore: int = 255) -> Tensor:

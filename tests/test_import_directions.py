@@ -14,6 +14,8 @@ LIBRARY = ROOT / "sptseg_lib"
 ORDER = [
     "__init__",
     "disk",
+    "palette",
+    "class_lists",
     "precision",
     "attention",
     "spectral",
@@ -22,6 +24,7 @@ ORDER = [
     "settings",
     "splits",
     "transductive",
+    "datasets",
     "encoder",
     "decoder",
     "losses",

@@ -15,7 +15,7 @@ from sptseg_lib.settings import (
     preset,
     project_root,
 )
-from sptseg_lib.splits import SPLITS, Split, check_labels, find_split, hide_unseen, make_split
+from sptseg_lib.splits import SPLITS, Split, check_labels, find_split, hide_unseen, make_split, transfer_split
 
 
 def test_presets_differ_where_paper_code_and_baseline_do():
@@ -140,8 +140,31 @@ def test_named_splits():
     for split in SPLITS.values():
         assert sorted(split.seen_ids + split.unseen_ids) == list(range(len(split.classes)))
         assert [split.classes[i] for i in split.seen_ids] == list(split.seen)
-        if split.name != "voc12":
+        if split.classes == CLASSES:
             assert split.stuff == STUFF
+
+
+def test_splits_of_photographs_are_the_protocols():
+    coco = SPLITS["coco_stuff"]
+    assert (len(coco.seen), len(coco.unseen), len(coco.stuff)) == (156, 15, 91)
+    assert coco.unseen_ids == (19, 23, 28, 29, 36, 51, 76, 88, 94, 112, 133, 136, 137, 157, 160)
+    context, with_background = SPLITS["pascal_context"], SPLITS["pascal_context_60"]
+    assert (len(context.seen), len(context.unseen)) == (49, 10) and context.unseen == with_background.unseen
+    assert with_background.classes == ("background", *context.classes) and "background" in with_background.seen
+    assert [len(SPLITS[name].classes) for name in ("ade20k", "cityscapes")] == [150, 19]
+
+
+def test_classes_seen_under_another_name_are_not_unseen():
+    voc, coco = SPLITS["voc12"], SPLITS["coco_stuff"]
+    split = transfer_split(coco, voc)  # COCO saw couches, motorcycles and tvs, and never a cow
+    assert split.classes == voc.classes and split.unseen == ("cow",)
+    back = transfer_split(voc, coco)
+    assert {"airplane", "motorcycle", "dining table"} <= set(back.seen)
+    assert {"potted plant", "couch", "tv", "zebra"} <= set(back.unseen)  # known to VOC, but unseen there
+    assert len(back.seen) == 15 and back.stuff == coco.stuff
+    assert transfer_split(SPLITS["default"], SPLITS["half"]).unseen == SPLITS["default"].unseen
+    with pytest.raises(ValueError, match="'default' saw no class of 'voc12'"):
+        transfer_split(SPLITS["default"], voc)
 
 
 def test_a_split_that_cannot_be_is_refused():

@@ -8,17 +8,11 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from ..disk import check_room
+from ..palette import palette
 from .atlas import CLASSES
 from .render import DEFAULT, SceneSettings, render_scenes
 
 SETS = {"train": 0, "val": 1}
-
-
-def palette() -> list[int]:
-    """PASCAL VOC's colours, 256 × RGB: the bits of an id, dealt out to the three channels."""
-    ids, channel = np.arange(256)[:, None], np.arange(3)
-    bits = [((ids >> (3 * place + channel)) & 1) << (7 - place) for place in range(3)]
-    return sum(bits).flatten().tolist()
 
 
 def write_voc(folder: str | Path, counts: dict[str, int], settings: SceneSettings = DEFAULT, seed: int = 0) -> Path:

@@ -1,0 +1,10 @@
+"""Prepare ADE20K's 150 classes (20,210 train, 2,000 val).
+
+python data_scripts/prepare_ade20k.py data/ade20k [--from FOLDER_OR_ARCHIVE]
+"""
+
+from sptseg_lib.datasets.layouts import ADE20K
+from sptseg_lib.datasets.prepare import command
+
+if __name__ == "__main__":
+    command(ADE20K)

@@ -1,0 +1,10 @@
+"""Prepare COCO-Stuff 164K (118,287 train, 5,000 val).
+
+python data_scripts/prepare_coco_stuff.py data/coco_stuff [--from FOLDER_OR_ARCHIVE]
+"""
+
+from sptseg_lib.datasets.layouts import COCO_STUFF
+from sptseg_lib.datasets.prepare import command
+
+if __name__ == "__main__":
+    command(COCO_STUFF)
