@@ -1,6 +1,6 @@
 """Decoders: class descriptors ask the patches where they are, three layers deep.
 
-Both decoders share one skeleton. A layer gives mask logits and, but for the last one,
+All decoders share one skeleton. A layer gives mask logits and, but for the last one,
 an update of the class queries; the last layer's update would be thrown away, so it has none.
 """
 
@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .attention import attend, join_heads, split_heads
+from .mixers.metaformer import Residual
+from .mixers.spam import SPAM
 from .spectral.hilo import FrequencyAttention
 
 
@@ -43,17 +45,17 @@ class TaskGate(nn.Module):
         return (z_BNE * similarity_BN1) @ self.mix_EE
 
 
-class SpectralGuidedAttention(nn.Module):
-    """Patches pass high and low heads and the gate; classes then match them.
+class GuidedAttention(nn.Module):
+    """Patches pass `frequencies`, (B, h, w, E) -> the same, and the gate; classes then match them.
 
     Masks = t̂ ẑᵀ    [SPT-SEG, eq. 9], unscaled; update = W softmax(Masks) ẑ, softmax over patches.
 
     Shapes: queries (B, K, E), patches (B, h, w, E) -> logits (B, K, N), update (B, K, E) or None.
     """
 
-    def __init__(self, joint, heads, high_heads, window, gate, high_projection, dropout, last):
+    def __init__(self, frequencies: nn.Module, joint: int, gate: bool, dropout: float, last: bool):
         super().__init__()
-        self.frequencies = FrequencyAttention(joint, heads, high_heads, window, high_projection)
+        self.frequencies = frequencies
         self.gate = TaskGate(joint) if gate else nn.Identity()
         self.project = None if last else nn.Linear(joint, joint)
         self.dropout = nn.Dropout(dropout)
@@ -66,11 +68,36 @@ class SpectralGuidedAttention(nn.Module):
         return logits_BKN, self.project(self.dropout(logits_BKN.softmax(-1)) @ z_BNE)
 
 
+class SpectralGuidedAttention(GuidedAttention):
+    """SPT-SEG's layer: frequencies are split between high and low heads."""
+
+    def __init__(self, joint, heads, high_heads, window, gate, high_projection, dropout, last):
+        split = FrequencyAttention(joint, heads, high_heads, window, high_projection)
+        super().__init__(split, joint, gate, dropout, last)
+
+
+class BalancedFrequencies(Residual):
+    """SPANet's half block on a grid of patches: s ⊙ x + SPAM(norm x), (B, h, w, E) -> the same."""
+
+    def __init__(self, joint: int, radius: float, low_weights: tuple[float, ...]):
+        super().__init__(joint, SPAM(joint, radius, low_weights), scale="res")
+
+    def forward(self, x_BhwE: Tensor) -> Tensor:
+        return super().forward(x_BhwE.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+
+
+class BalancedAttention(GuidedAttention):
+    """The same layer with frequencies balanced by SPANet's mixer instead of split."""
+
+    def __init__(self, joint, radius, low_weights, gate, dropout, last):
+        super().__init__(BalancedFrequencies(joint, radius, low_weights), joint, gate, dropout, last)
+
+
 class CrossAttention(nn.Module):
     """ZegCLIP's layer: classes attend to patches; the scaled logits, averaged over heads, are the masks.
 
     The mean over heads of q_h·k_h / √d is one product over all channels divided by heads·√d.
-    Shapes: as `SpectralGuidedAttention`.
+    Shapes: as `GuidedAttention`.
     """
 
     def __init__(self, joint, heads, last):

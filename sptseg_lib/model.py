@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from .clip.backbone import VisionBackbone
 from .clip.load import Clip, load_clip
-from .decoder import CrossAttention, MaskDecoder, SpectralGuidedAttention, TaskGate
+from .decoder import BalancedAttention, CrossAttention, MaskDecoder, SpectralGuidedAttention, TaskGate
 from .encoder import Encoded, PromptedEncoder
 from .losses import dice_loss, focal_loss, one_hot_masks, ssim_loss
 from .settings import ModelSettings
@@ -105,6 +105,10 @@ def build_decoder(settings: ModelSettings, joint: int) -> MaskDecoder:
     def attention(last: bool) -> nn.Module:
         if settings.decoder == "cross":
             return CrossAttention(joint, settings.heads, last)
+        if settings.decoder == "balanced":
+            return BalancedAttention(
+                joint, settings.balance_radius, settings.balance, settings.gate, settings.dropout, last
+            )
         return SpectralGuidedAttention(
             joint, settings.heads, settings.high_heads, settings.window, settings.gate,
             settings.high_projection, settings.dropout, last,

@@ -30,7 +30,11 @@ class ModelSettings(Settings):
     spectral_shared: bool = Field(False, description="one spectral weight for all those layers, as released")
     class_token_twice: bool = Field(False, description="add the class embedding twice, as the released encoders do")
 
-    decoder: Literal["spectral", "cross"] = Field("spectral", description="SPT-SEG's decoder or ZegCLIP's")
+    decoder: Literal["spectral", "cross", "balanced"] = Field(
+        "spectral", description="SPT-SEG's decoder, ZegCLIP's, or SPT-SEG's with SPANet's mixer for its heads"
+    )
+    balance: tuple[float, ...] = Field((0.7, 0.8, 0.9), min_length=1, description="λ of each gate of that mixer")
+    balance_radius: float = Field(2, gt=0, description="its radius of low frequencies, in bins of the patch grid")
     decoder_layers: int = Field(3, ge=1)
     heads: int = Field(8, ge=1)
     alpha: float = Field(0.125, ge=0, le=1, description="share of the heads that `alpha_side` names")
@@ -77,6 +81,8 @@ PRESETS: dict[str, dict] = {
     # Table 2: the baseline with one ingredient at a time.
     "zegclip_spt": {**_ZEGCLIP, "spectral_layers": (1, 2)},
     "zegclip_sgd": {"spectral_layers": ()},
+    # Frequencies balanced instead of split.
+    "spt_balanced": {"decoder": "balanced"},
 }
 
 

@@ -176,3 +176,33 @@ def test_the_total_loss_is_the_weighted_sum_of_its_parts():
     assert "ssim" not in double
     torch.testing.assert_close(double["focal"], 2 * parts["focal"])
     torch.testing.assert_close(double["dice"], parts["dice"])
+
+
+def test_balanced_decoder_takes_spam_for_the_heads_and_changes_nothing_else():
+    decoder = build_decoder(preset("spt_balanced", decoder_layers=2, heads=4, balance=(0.6, 0.9), balance_radius=1), 8)
+    layer = decoder.eval().attentions[0]
+    spam = layer.frequencies.branch
+    assert [gate.filter.low_weight for gate in spam.gates] == [0.6, 0.9] and spam.gates[0].filter.radius == 1
+    query, patches = torch.randn(2, 3, 8), torch.randn(2, 5, 4, 8)
+    maps = patches.permute(0, 3, 1, 2)
+    layer.frequencies.scale_C11.data = torch.rand(8, 1, 1)
+    balanced = layer.frequencies.scale_C11 * maps + spam(layer.frequencies.norm(maps))
+    z = layer.gate(balanced.flatten(2).transpose(1, 2))
+    logits, update = layer(query, patches)
+    assert_close(logits, query @ z.mT)
+    assert_close(update, layer.project(logits.softmax(-1) @ z))
+    assert decoder(patches, torch.randn(2, 8), torch.randn(3, 8)).shape == (2, 3, 5, 4)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"balance": (0.7, 1.5)}, "low_weight=1.5 is outside"),
+        ({"balance": (0.5,) * 7}, "gates left over"),
+        ({"balance_radius": 0}, "balance_radius=0"),
+        ({"balance": ()}, "balance"),
+    ],
+)
+def test_bad_balances_are_refused_before_training(changes, message):
+    with pytest.raises(ValueError, match=message):
+        build_decoder(preset("spt_balanced", heads=4, **changes), 8)

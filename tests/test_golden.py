@@ -10,6 +10,9 @@ from sptseg_lib.clip.backbone import VisionBackbone
 from sptseg_lib.decoder import CrossAttention, MaskDecoder, SpectralGuidedAttention
 from sptseg_lib.encoder import PromptedEncoder
 from sptseg_lib.losses import dice_loss, focal_loss, one_hot_masks, ssim_loss
+from sptseg_lib.mixers.pooling import SpectralPoolingFilter
+from sptseg_lib.mixers.spam import SPAM
+from sptseg_lib.mixers.tokens import HiLo
 from sptseg_lib.spectral.prompt import SpectralPrompt
 
 TOLERANCE = 1e-4
@@ -146,3 +149,48 @@ def test_losses_equal_released_losses(golden, name):
         assert relative(ssim_loss(data["mask_logits"], target), data["loss_ssim"]) <= TOLERANCE
     else:
         assert relative(dice_loss(data["mask_logits"], target, every_pixel), data["loss_dice"]) <= TOLERANCE
+
+
+def test_spectral_pooling_equals_released_filter(golden):
+    data, _ = golden("spectral_pooling_filter")
+    pool = SpectralPoolingFilter(int(data["radius"]), float(data["low_weight"]), released=True)
+    assert relative(pool.mask((20, 20)), data["mask"][0]) <= TOLERANCE
+    assert relative(pool(data["features"]), data["output"]) <= TOLERANCE
+
+
+SPAM_NAMES = {
+    "proj_in.": "project_in.",
+    "conv.0.": "along_rows.",
+    "conv.1.": "along_columns.",
+    **{f"pws.{i}.": f"gates.{i}.mix." for i in range(3)},
+    "proj_out.": "project_out.",
+}
+
+
+def test_spam_equals_released_mixer(golden):
+    data, weights = golden("spam")
+    width, kernel = data["features"].shape[1], int(data["kernel_size"])
+    mixer = SPAM(width, int(data["radius"]), tuple(data["low_weights"].tolist()), kernel, released=True)
+    mixer.load_state_dict(renamed(weights, SPAM_NAMES))
+    for i, gate in enumerate(mixer.gates):
+        assert relative(gate.filter.mask((20, 20)), weights[f"sps.{i}.filter"][0]) <= TOLERANCE
+    assert relative(mixer.context(mixer.features(data["features"])), data["context"]) <= TOLERANCE
+    assert relative(mixer(data["features"]), data["output"]) <= TOLERANCE
+
+
+HILO_NAMES = {
+    "l_q.": "low.q.",
+    "l_kv.": "low.kv.",
+    "l_proj.": "low.project.",
+    "h_qkv.": "high.qkv.",
+    "h_proj.": "high.project.",
+}
+
+
+def test_hilo_equals_released_attention(golden):
+    data, weights = golden("hilo")
+    h, w = int(data["height"]), int(data["width"])
+    mixer = HiLo(64, int(data["num_heads"]), float(data["alpha"]), int(data["window_size"]))
+    mixer.frequencies.load_state_dict(renamed(weights, HILO_NAMES))
+    actual = mixer(data["tokens"].transpose(1, 2).unflatten(2, (h, w)))
+    assert relative(actual.flatten(2).transpose(1, 2), data["output"]) <= TOLERANCE

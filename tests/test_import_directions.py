@@ -19,6 +19,8 @@ ORDER = [
     "precision",
     "attention",
     "spectral",
+    "mixers",
+    "frequency",
     "scenes",
     "clip",
     "settings",
