@@ -189,8 +189,8 @@ def test_balanced_decoder_takes_spam_for_the_heads_and_changes_nothing_else():
     balanced = layer.frequencies.scale_C11 * maps + spam(layer.frequencies.norm(maps))
     z = layer.gate(balanced.flatten(2).transpose(1, 2))
     logits, update = layer(query, patches)
-    assert_close(logits, query @ z.mT)
-    assert_close(update, layer.project(logits.softmax(-1) @ z))
+    torch.testing.assert_close(logits, query @ z.mT)
+    torch.testing.assert_close(update, layer.project(logits.softmax(-1) @ z))
     assert decoder(patches, torch.randn(2, 8), torch.randn(3, 8)).shape == (2, 3, 5, 4)
 
 

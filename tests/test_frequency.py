@@ -52,8 +52,8 @@ def test_edges_that_do_not_rise_are_refused(edges):
 def test_relative_log_amplitude_follows_a_known_spectrum():
     grid, bins = (32, 32), 8
     radius = radial_frequency(grid)
-    spectrum = torch.fft.fft2(torch.randn(4, 3, *grid)) * torch.exp(-3 * radius)
-    white, coloured = torch.fft.fft2(torch.randn(4, 3, *grid)), torch.fft.ifft2(spectrum).real
+    spectrum = torch.fft.fft2(torch.randn(32, 3, *grid)) * torch.exp(-3 * radius)
+    white, coloured = torch.fft.fft2(torch.randn(32, 3, *grid)), torch.fft.ifft2(spectrum).real
     curve = relative_log_amplitude(coloured, bins).mean(0)
     masks = band_masks(grid, bin_edges(bins))
     mean_frequency = torch.stack([radius[mask > 0].mean() for mask in masks])

@@ -186,7 +186,7 @@ def test_self_attention_by_hand():
     mixer = SelfAttention(6, heads=2).double()
     x = torch.randn(1, 6, 2, 3, dtype=torch.float64)
     tokens = x[0].flatten(1).T
-    q, k, v = mixer.qkv(tokens).split(6, dim=-1)
+    q, k, v = mixer.qkv(tokens).detach().split(6, dim=-1)
     heads = []
     for own in (slice(0, 3), slice(3, 6)):
         score = torch.tensor([[float(a @ b) / 3**0.5 for b in k[:, own]] for a in q[:, own]])
