@@ -16,6 +16,7 @@ from .clip.dense import dense_clip, patch_tokens
 from .clip.load import Clip, load_clip
 from .clip.text import class_text
 from .data import held_out_loader, split_for
+from .diagnose import HEALTHY, diagnose
 from .inference import class_probabilities, label_maps
 from .metrics import confusion_matrix, scores
 from .precision import backbone_dtype, find_device
@@ -101,8 +102,9 @@ def evaluate(settings: EvaluateSettings, scenes: SceneSettings | None = None) ->
 
     Returns {"runs": [...]}: for each run and each γ one entry with dataset, split, setting, method, seed,
     gamma, pAcc, mIoU_seen, mIoU_unseen, hIoU, things and stuff apart (per cent), per_class, seconds,
-    images_per_second, and "reported": true for the entry at `settings.gamma`. The floors, which need
-    no shift, are scored at γ = 0. Raises: FileNotFoundError where nothing has been trained.
+    images_per_second, "diagnosis" (a known disaster's name; also printed), and "reported": true for the entry at
+    `settings.gamma`. The floors, which need no shift, are scored at γ = 0.
+    Raises: FileNotFoundError where nothing has been trained.
     """
     run_dir, device = settings.folder, find_device()
     split = split_for(settings.dataset, settings.split)
@@ -134,10 +136,14 @@ def evaluate(settings: EvaluateSettings, scenes: SceneSettings | None = None) ->
             own_gammas = gammas if setting == "inductive" else [0.0]
         confusion_GKK, rows, seconds = score_images(predict, loader, split, own_gammas, name)
         pictures += [{"run": name, **row} for row in rows]
+        diagnosis = diagnose(confusion_GKK[0], split)
+        if diagnosis is not HEALTHY:
+            tqdm.write(f"{name}: {diagnosis}")
         for gamma, confusion_KK in zip(own_gammas, confusion_GKK):
             runs.append({
                 "dataset": settings.dataset, "split": split.name, "setting": setting, "method": method, "seed": seed,
                 "gamma": gamma, "reported": gamma == own_gammas[0], **scores(confusion_KK, split),
+                "diagnosis": diagnosis.name,
                 "seconds": round(seconds, 2), "images_per_second": round(len(rows) / seconds, 2),
             })  # fmt: skip
     metrics = {"runs": runs}

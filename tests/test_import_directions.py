@@ -32,6 +32,7 @@ ORDER = [
     "losses",
     "model",
     "metrics",
+    "diagnose",
     "inference",
     "pictures",
     "data",

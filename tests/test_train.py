@@ -280,6 +280,7 @@ def test_evaluation_scores_every_run_and_the_floor(finished):
             "mIoU_unseen",
             "hIoU",
             "seconds",
+            "diagnosis",
         } <= run.keys()
         assert run["images_per_second"] > 0 and len(run["per_class"]) == 16
         assert set(next(iter(run["per_class"].values()))) == {"iou", "seen"}
