@@ -29,8 +29,8 @@ from torch.func import functional_call
 from tqdm.auto import tqdm
 
 from sptseg_lib.clip.backbone import VisionBackbone
-from sptseg_lib.clip.load import load_weights
 from sptseg_lib.clip.tiny import CONFIG_PATH, LEAST_VISIBLE, SIZE, WEIGHTS_PATH, zero_shot_scores
+from sptseg_lib.clip.weights import load_weights
 from sptseg_lib.scenes.captions import truth, write_captions
 from sptseg_lib.scenes.render import SceneSettings, render_scenes
 

@@ -7,7 +7,8 @@ import torch
 from pydantic import ValidationError
 from safetensors.torch import save_file
 
-from .clip.load import Clip, load_clip, load_tensors
+from .clip.load import Clip, load_clip
+from .clip.weights import load_tensors
 from .model import Segmenter, build_segmenter
 from .settings import TrainSettings, explain
 
@@ -68,6 +69,6 @@ def load_segmenter(
     folder = Path(folder)
     settings = read_settings(folder)
     model = settings.model()
-    segmenter = build_segmenter(model, clip or load_clip(model.clip, model.weights), dtype)
+    segmenter = build_segmenter(model, clip or load_clip(*model.clip_source), dtype)
     load_trained(segmenter, folder / WEIGHTS)
     return segmenter.eval(), settings

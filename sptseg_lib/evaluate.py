@@ -70,7 +70,7 @@ def picture_scores(predicted_BHW: Tensor, label_BHW: Tensor, index_B: Tensor, sp
 def _trained_predictor(folder: Path, split: Split, settings: EvaluateSettings, device: str):
     segmenter, trained = load_segmenter(folder, dtype=backbone_dtype(settings.precision, device))
     model = trained.model()
-    text_KE = class_text(load_clip(model.clip, model.weights), split.classes, model.prompt).to(device)
+    text_KE = class_text(load_clip(*model.clip_source), split.classes, model.prompt).to(device)
     segmenter = segmenter.to(device)
 
     def predict(image_B3HW: Tensor) -> Tensor:
@@ -123,7 +123,7 @@ def evaluate(settings: EvaluateSettings, scenes: SceneSettings | None = None) ->
         loader = held_out_loader(settings, split, scenes)
         if folder is None:
             model = read_settings(folders[0]).model()
-            predict = _floor_predictor(FLOORS[name], load_clip(model.clip, model.weights), split, settings, device)
+            predict = _floor_predictor(FLOORS[name], load_clip(*model.clip_source), split, settings, device)
             method, setting, seed, own_gammas = name, "training-free", settings.seed, [0.0]
         else:
             predict, trained = _trained_predictor(folder, split, settings, device)

@@ -123,7 +123,7 @@ def build_segmenter(settings: ModelSettings, clip: Clip | None = None, dtype: to
 
     The backbone is shared with `clip` unless dtype converts it; `clip` defaults to the one in the settings.
     """
-    clip = clip or load_clip(settings.clip, settings.weights)
+    clip = clip or load_clip(*settings.clip_source)
     visual = clip.model.visual
     if dtype != torch.float32:
         # A copy: the text side and other users of this CLIP keep float32.

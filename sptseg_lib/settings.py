@@ -17,7 +17,12 @@ class ModelSettings(Settings):
     """What the model is. The defaults are the paper's, where it gives them."""
 
     clip: str = Field("sptseg-tiny", description="open_clip model name, or sptseg-tiny, which is in the package")
-    weights: str | None = Field(None, description="open_clip pretrained tag or a path; None: the model's own or random")
+    weights: str | None = Field(
+        None, description="a path, an open_clip pretrained tag, or 'random'; None: those of sptseg-tiny"
+    )
+    activation: Literal["gelu", "quickgelu"] | None = Field(
+        None, description="what a bare weight file was trained with; tags and OpenAI's files say it themselves"
+    )
     normalisation: Literal["model", "imagenet"] = Field(
         "model",
         description="pixel mean and deviation: what CLIP was trained with, or ImageNet's as in the released recipe",
@@ -54,6 +59,11 @@ class ModelSettings(Settings):
         "negative", description="unlabelled pixels count against every class, as released, or do not count"
     )
     seen_shift: float = Field(0.1, description="γ, taken from every seen class's probability when testing")
+
+    @property
+    def clip_source(self) -> tuple[str, str | None, str | None]:
+        """What `load_clip` takes: name, weights and activation."""
+        return self.clip, self.weights, self.activation
 
     @property
     def high_heads(self) -> int:

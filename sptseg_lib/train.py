@@ -152,7 +152,7 @@ def fit(
         check_start(settings, split)
     check_room(folder, 200_000_000)
     model = settings.model()
-    clip = clip or load_clip(model.clip, model.weights)
+    clip = clip or load_clip(*model.clip_source)
     device = find_device()
     # After load_clip, which draws random numbers in its first call in a process and in no later one.
     L.seed_everything(settings.seed, verbose=False)

@@ -13,9 +13,10 @@ from torch import nn
 
 from sptseg_lib.clip.backbone import VisionBackbone
 from sptseg_lib.clip.dense import dense_clip
-from sptseg_lib.clip.load import load_clip, load_tensors, load_weights
+from sptseg_lib.clip.load import load_clip
 from sptseg_lib.clip.text import TEMPLATES, class_text
 from sptseg_lib.clip.tiny import WEIGHTS_PATH
+from sptseg_lib.clip.weights import load_tensors, load_weights
 from sptseg_lib.splits import SPLITS
 
 

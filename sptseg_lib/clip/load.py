@@ -1,20 +1,22 @@
 """Load CLIP: the tiny one in the package, or any plain open_clip ViT."""
 
 import json
-import pickle
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
 import open_clip
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from open_clip.pretrained import download_pretrained, get_pretrained_cfg
 from torch import nn
 
+from .activation import check_activation, named, settle, twin
+from .backbone import VisionBackbone
 from .tiny import CONFIG_PATH, MEAN, STD, WEIGHTS_PATH
+from .weights import described, fill, read_weights
 
 TINY = CONFIG_PATH.stem
+RANDOM = "random"
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,72 +31,100 @@ class Clip:
     text: dict = field(default_factory=dict)
 
 
-def load_tensors(path: str | Path) -> dict[str, torch.Tensor]:
-    """Tensors of a .safetensors file or of a torch file, without running any code that it may hold.
+def load_clip(name: str = TINY, weights: str | None = None, activation: str | None = None) -> Clip:
+    """Load a CLIP in evaluation mode, float32; the same one for the same arguments.
 
-    Raises: FileNotFoundError; ValueError for a truncated or damaged file.
+    name: "sptseg-tiny" (shipped) or any open_clip ViT. weights: a path to OpenAI's .pt, open_clip's .pt or
+    .safetensors; an open_clip pretrained tag, which is downloaded; "random", the same numbers every time; None for the
+    shipped weights, which only the tiny CLIP has.
+
+    activation: "quickgelu" or "gelu", what the weights were trained with. Tags, OpenAI's files and files beside their
+    open_clip_config.json say it themselves; a bare state dict does not, and then it must be stated.
+
+    Raises: ValueError for an unknown name or tag, no weights, a file that does not fit, or another activation than
+    the model's; FileNotFoundError; ConnectionError where a tag cannot be downloaded.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"There is no weight file {path}. Nothing was loaded; check the path.")
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, RuntimeError, EOFError, OSError, ValueError, pickle.UnpicklingError) as error:
-        raise ValueError(
-            f"{path.name} ({path.stat().st_size} bytes) cannot be read: {error}. It is truncated or damaged; "
-            "fetch or write it again."
-        ) from None
-    state = state.get("state_dict", state) if isinstance(state, dict) else None
-    if state is None or not all(isinstance(value, torch.Tensor) for value in state.values()):
-        raise ValueError(f"{path.name} holds no table of tensors by name. Nothing was loaded; give a state dict.")
-    return state
-
-
-def load_weights(model: nn.Module, path: str | Path, what: str) -> None:
-    """Load a whole model strictly; raises ValueError that names what does not fit."""
-    tensors = load_tensors(path)
-    own = {name: tuple(t.shape) for name, t in model.state_dict().items() if not name.endswith("attn_mask")}
-    found = {name: tuple(t.shape) for name, t in tensors.items()}
-    odd = [
-        f"{name}: {found.get(name, 'missing')}, not {shape}" for name, shape in own.items() if found.get(name) != shape
-    ]
-    odd += [f"{name}: not a part of the model" for name in found if name not in own and not name.endswith("attn_mask")]
-    if odd:
-        raise ValueError(
-            f"{Path(path).name} holds another architecture than {what} ({len(odd)} differences, first {odd[0]}). "
-            "Its weights would be partly random; choose the architecture that it was saved from."
-        )
-    model.load_state_dict(tensors, strict=False)
+    return _load(name, weights, activation)
 
 
 @cache
-def load_clip(name: str = TINY, weights: str | None = None) -> Clip:
-    """Load a CLIP in evaluation mode, float32; the same one for the same arguments.
-
-    name: "sptseg-tiny" (shipped) or any open_clip model. weights: None for the shipped weights (for
-    another model: none, drawn at random), a path, or an open_clip pretrained tag, which is downloaded.
-    Raises: ValueError for an unknown name or tag, or a file that does not fit; FileNotFoundError.
-    """
+def _load(name: str, weights: str | None, activation: str | None) -> Clip:
+    config = _config(name)
+    computed = named(config.get("quick_gelu", False))
+    about = {"mean": open_clip.OPENAI_DATASET_MEAN, "std": open_clip.OPENAI_DATASET_STD}
     if name == TINY:
-        model = open_clip.CLIP(**json.loads(CONFIG_PATH.read_text()))
-        load_weights(model, weights or WEIGHTS_PATH, TINY)
-        tokenize = open_clip.SimpleTokenizer(context_length=model.context_length)
-        return Clip(name, model.eval(), tokenize, MEAN, STD)
+        # The workbook's own architecture: whatever was saved from it was trained with its activation.
+        about, weights = {"mean": MEAN, "std": STD, "activation": computed}, weights or str(WEIGHTS_PATH)
+    if weights is None:
+        raise ValueError(
+            f"{name} without weights is a random network: every mask would be noise. Give weights: a path, a tag "
+            f"({_tags(name)}), or {RANDOM!r} if that is meant."
+        )
+    if weights == RANDOM:
+        # A checkpoint does not hold the backbone, so it must be the same one when the checkpoint is scored.
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            model = _build(config)
+    elif Path(weights).suffix or Path(weights).exists():
+        source = Path(weights).name
+        tensors, told = read_weights(weights)
+        about |= described(weights)
+        check_activation(name, computed, settle(activation, told or about.get("activation"), source), source)
+        model = _build(config)
+        fill(model, tensors, source, name)
+    else:
+        about = _entry(name, weights)
+        told = named(about.get("quick_gelu", False))
+        check_activation(name, computed, settle(activation, told, repr(weights)), repr(weights))
+        model = _build(config)
+        fill(model, read_weights(_download(name, weights, about)).tensors, repr(weights), name)
+    tokenize = (
+        open_clip.get_tokenizer(name)
+        if name != TINY
+        else open_clip.SimpleTokenizer(context_length=model.context_length)
+    )
+    return Clip(name, model.eval(), tokenize, tuple(about["mean"]), tuple(about["std"]))
+
+
+def _config(name: str) -> dict:
+    """A model's open_clip config; raises ValueError for an unknown name."""
+    if name == TINY:
+        return json.loads(CONFIG_PATH.read_text())
     if name not in open_clip.list_models():
         raise ValueError(
             f"There is no CLIP {name!r}. Nothing was loaded; choose {TINY} or one of open_clip.list_models()."
         )
-    local = weights is not None and (Path(weights).suffix or Path(weights).exists())
-    tag = None if local else weights
-    if tag and tag not in open_clip.list_pretrained_tags_by_model(name):
-        known = ", ".join(open_clip.list_pretrained_tags_by_model(name)) or "none"
-        raise ValueError(f"{name} has no weights {tag!r}. Nothing was loaded; choose a path or one of: {known}.")
-    model = open_clip.create_model(name, pretrained=tag)
-    if local:
-        load_weights(model, weights, name)
-    visual = model.visual
-    mean = getattr(visual, "image_mean", None) or open_clip.OPENAI_DATASET_MEAN
-    std = getattr(visual, "image_std", None) or open_clip.OPENAI_DATASET_STD
-    return Clip(name, model.eval(), open_clip.get_tokenizer(name), tuple(mean), tuple(std))
+    return open_clip.get_model_config(name)
+
+
+def _build(config: dict) -> nn.Module:
+    """The model with random weights; raises ValueError where its image side is not a plain ViT."""
+    custom = config.pop("custom_text", False)
+    kind = open_clip.CustomTextCLIP if custom else open_clip.CoCa if "multimodal_cfg" in config else open_clip.CLIP
+    model = kind(**config)
+    VisionBackbone(model.visual)
+    return model
+
+
+def _tags(name: str) -> str:
+    return ", ".join(open_clip.list_pretrained_tags_by_model(name)) or "it has none"
+
+
+def _entry(name: str, tag: str) -> dict:
+    """What open_clip knows of a pretrained tag: address, activation, pixel statistics; raises ValueError if nothing."""
+    # Its models with and without -quickgelu share their weights, and a tag is listed with one of them only.
+    entry = get_pretrained_cfg(name, tag) or get_pretrained_cfg(twin(name), tag)
+    if not entry:
+        raise ValueError(f"{name} has no weights {tag!r}. Nothing was loaded; choose a path or a tag: {_tags(name)}.")
+    return entry
+
+
+def _download(name: str, tag: str, entry: dict) -> str:
+    """The path of a tag's weight file, downloaded if need be; raises ConnectionError."""
+    try:
+        return download_pretrained(entry)
+    except (OSError, RuntimeError) as error:  # urllib's and the hub's errors are OSErrors
+        raise ConnectionError(
+            f"Weights {tag!r} of {name} cannot be downloaded: {error}. Nothing was loaded; fetch the file "
+            "elsewhere and give its path as weights."
+        ) from None
