@@ -43,7 +43,7 @@ class Predictor:
                 "every score would be chance; name the weights."
             )
         self.device = find_device()
-        self.clip = load_clip(name, weights)
+        self.clip = load_clip(name, weights, model.activation)
         dtype = backbone_dtype(self.trained.precision, self.device)
         segmenter, _ = load_segmenter(folder, self.clip, dtype)
         self.segmenter = segmenter.to(self.device)

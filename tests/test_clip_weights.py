@@ -278,9 +278,7 @@ def test_truncated_changed_and_bursting_archives_are_refused(tmp_path, archive):
     with pytest.raises(ValueError, match="bad.pt .* cannot be read: Bad CRC-32"):
         read_weights(path)
     packed = repacked(archive[0], tmp_path / "packed.pt", {"/data/0": bytes(20_000_000)}, zipfile.ZIP_DEFLATED)
-    with pytest.raises(
-        ValueError, match="packed.pt .* cannot be read: data/0 unpacks to more bytes than the whole"
-    ):
+    with pytest.raises(ValueError, match="packed.pt .* cannot be read: data/0 unpacks to more bytes than the whole"):
         read_weights(packed)
 
 
