@@ -1,7 +1,7 @@
 """Data sets for training and testing: ShapeScenes rendered on the fly, or a folder in PASCAL VOC's layout."""
 
 from collections.abc import Callable
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,9 +10,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
-from torchvision import tv_tensors
-from torchvision.transforms import v2
+from torchvision.transforms.v2.functional import pil_to_tensor
 
+from .augment import augment, recipe
 from .datasets.manifest import check_manifest, read_names
 from .pictures import read_rgb
 from .scenes.render import SceneSettings, render_scenes
@@ -21,6 +21,8 @@ from .transductive import mark_unseen
 
 # Seeds of the scene streams; a run's own seed is added to the first alone. γ was chosen on validation scenes.
 TRAIN_SEED, TEST_SEED, VALIDATION_SEED = 11, 12, 13
+_TRAIN_IDS = np.arange(-1, 255, dtype=np.int16).astype(np.uint8)  # raw label 0 -> 255, k -> k - 1
+_TRAIN_IDS[255] = 255
 Hide = Callable[[Tensor], Tensor]  # (B, H, W) train ids -> what training may see of them
 
 
@@ -52,11 +54,16 @@ class SceneData(Dataset):
         return Batch(image_B3HW, label_BHW, index_B)
 
 
+@lru_cache(maxsize=2)
+def _order(length: int, seed: int) -> list[int]:
+    return torch.randperm(length, generator=torch.Generator().manual_seed(seed)).tolist()
+
+
 class VocData(Dataset):
     """Pictures and masks of one set of a folder in PASCAL VOC's layout.
 
     Label 0 is background and becomes 255; others shift down by one. Training pictures (`crop`) are
-    scaled by 0.5-2, cropped and flipped; test pictures keep their size.
+    augmented by the recipe; test pictures keep their size.
     Raises: FileNotFoundError for a missing list, image or mask; ValueError where image and mask
     differ in size, for an empty set, for labels outside the class list, or where a prepared folder
     is no longer what its manifest says.
@@ -86,14 +93,7 @@ class VocData(Dataset):
         manifest = check_manifest(self.folder, split.classes) or {}
         self.suffix = manifest.get("image_suffix", ".jpg")
         self.length = length or len(self.stems)
-        self.augment = None
-        if crop:
-            ignore = {tv_tensors.Image: 0, tv_tensors.Mask: 255}
-            self.augment = v2.Compose([
-                v2.RandomResize(crop // 2, crop * 2),
-                v2.RandomCrop(crop, pad_if_needed=True, fill=ignore),
-                v2.RandomHorizontalFlip(),
-            ])  # fmt: skip
+        self.augment = recipe(crop) if crop else None
 
     def __len__(self) -> int:
         return self.length
@@ -102,32 +102,31 @@ class VocData(Dataset):
         index += self.first
         turn, place = divmod(index, len(self.stems))
         if self.augment:
-            shuffled = torch.randperm(len(self.stems), generator=torch.Generator().manual_seed(self.seed + turn))
-            place = int(shuffled[place])
+            place = _order(len(self.stems), self.seed + turn)[place]
         stem = self.stems[place]
         image_path = self.folder / "JPEGImages" / f"{stem}{self.suffix}"
         mask_path = self.folder / "SegmentationClass" / f"{stem}.png"
         for path in (image_path, mask_path):
             if not path.is_file():
                 raise FileNotFoundError(f"{path} is listed but missing; the folder is incomplete, write it again.")
-        image = np.asarray(read_rgb(image_path))
-        label = np.asarray(Image.open(mask_path))
-        if image.shape[:2] != label.shape[:2]:
+        image, label = read_rgb(image_path), np.asarray(Image.open(mask_path))
+        if label.ndim != 2 or label.dtype != np.uint8:
             raise ValueError(
-                f"{stem}: the image has {image.shape[:2]} and the mask {label.shape[:2]} pixels. Labels would fall on "
+                f"{mask_path} has shape {label.shape} and type {label.dtype}, not one byte a pixel. Colours would be "
+                "taken for classes; write the mask as class ids (a palette or grey PNG)."
+            )
+        if image.size != label.shape[1::-1]:
+            raise ValueError(
+                f"{stem}: the image has {image.size[::-1]} and the mask {label.shape[:2]} pixels. Labels would fall on "
                 "other pixels than their own; replace one of the two."
             )
-        raw = torch.from_numpy(label.astype(np.int64))
-        label = torch.where((raw == 0) | (raw == 255), 255, raw - 1)
-        pair = tv_tensors.Image(torch.from_numpy(image.copy()).permute(2, 0, 1)), tv_tensors.Mask(label)
+        label_HW = torch.from_numpy(_TRAIN_IDS[label])
         if self.augment:
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(1_000_003 * self.seed + index)
-                pair = self.augment(*pair)
-        image, label = pair[0].float() / 255, pair[1].as_subclass(Tensor).long()
-        if self.hide:
-            label = self.hide(label[None])[0]
-        return Batch(image.as_subclass(Tensor), label, torch.tensor(index))
+            image_3HW, label_HW = augment(self.augment, image, label_HW, 1_000_003 * self.seed + index)
+        else:
+            image_3HW = pil_to_tensor(image).float() / 255
+        label_HW = self.hide(label_HW[None])[0] if self.hide else label_HW.long()
+        return Batch(image_3HW, label_HW, torch.tensor(index))
 
 
 def _stack(items: "Batch | list[Batch]") -> Batch:

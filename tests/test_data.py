@@ -154,6 +154,10 @@ def test_spoilt_folders_say_what_is_wrong(broken):
     Image.fromarray(np.full_like(label, 40)).save(mask)
     with pytest.raises(ValueError, match=r"Labels \[39\] are outside the class list of 16"):
         data[1]
+    for spoilt in (np.zeros((*label.shape, 3), np.uint8), label.astype(np.uint16)):
+        Image.fromarray(spoilt).save(mask)
+        with pytest.raises(ValueError, match="val_000001.png has shape .* not one byte a pixel"):
+            data[1]
     mask.unlink()
     with pytest.raises(FileNotFoundError, match="val_000001.png is listed but missing"):
         data[1]

@@ -27,6 +27,7 @@ ORDER = [
     "splits",
     "transductive",
     "datasets",
+    "augment",
     "encoder",
     "decoder",
     "losses",
