@@ -3,8 +3,8 @@
 python data_scripts/prepare_ade20k.py data/ade20k [--from FOLDER_OR_ARCHIVE]
 """
 
+from sptseg_lib.datasets.command import command
 from sptseg_lib.datasets.layouts import ADE20K
-from sptseg_lib.datasets.prepare import command
 
 if __name__ == "__main__":
     command(ADE20K)

@@ -3,8 +3,8 @@
 python data_scripts/prepare_cityscapes.py data/cityscapes --from ~/Downloads
 """
 
+from sptseg_lib.datasets.command import command
 from sptseg_lib.datasets.layouts import CITYSCAPES_19
-from sptseg_lib.datasets.prepare import command
 
 if __name__ == "__main__":
     command(CITYSCAPES_19)

@@ -3,8 +3,8 @@
 python data_scripts/prepare_coco_stuff.py data/coco_stuff [--from FOLDER_OR_ARCHIVE]
 """
 
+from sptseg_lib.datasets.command import command
 from sptseg_lib.datasets.layouts import COCO_STUFF
-from sptseg_lib.datasets.prepare import command
 
 if __name__ == "__main__":
     command(COCO_STUFF)

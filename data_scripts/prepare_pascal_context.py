@@ -3,8 +3,8 @@
 python data_scripts/prepare_pascal_context.py data/pascal_context [--from FOLDER_OR_ARCHIVE]
 """
 
+from sptseg_lib.datasets.command import command
 from sptseg_lib.datasets.layouts import LAYOUTS
-from sptseg_lib.datasets.prepare import command
 
 if __name__ == "__main__":
     command(LAYOUTS["pascal_context"], {"with-background": LAYOUTS["pascal_context_60"]})

@@ -3,8 +3,8 @@
 python data_scripts/prepare_voc12.py data/voc12 [--from FOLDER_OR_ARCHIVE]
 """
 
+from sptseg_lib.datasets.command import command
 from sptseg_lib.datasets.layouts import VOC12
-from sptseg_lib.datasets.prepare import command
 
 if __name__ == "__main__":
     command(VOC12)

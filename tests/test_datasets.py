@@ -136,30 +136,35 @@ def test_several_processes_count_what_one_counts(tmp_path):
 
 @pytest.mark.parametrize("name", ["voc12", "coco_stuff"])
 def test_interrupted_anywhere_nothing_looks_complete_and_it_goes_on(name, tmp_path, monkeypatch):
-    """Stopped after its 1st, 2nd, 3rd … file, renaming or step, until it comes through."""
+    """Stopped at every few files that it renames or removes, from the first to the folder's own name."""
     whole, _ = made(name, tmp_path / "whole")
     WRITERS[name](tmp_path / "archives")
-    out, stops = tmp_path / name, 0
-    real = steps.os.replace
-    while not out.exists():
-        left = [1 + 3 * stops]
+    out, stops, left = tmp_path / name, 0, 0
 
-        def replace(source, target, left=left):
-            left[0] -= 1
-            if left[0] < 0:
+    def stopping(real):
+        def call(*arguments, **options):
+            nonlocal left
+            left -= 1
+            if left < 0:
                 raise KeyboardInterrupt
-            real(source, target)
+            return real(*arguments, **options)
 
-        monkeypatch.setattr("os.replace", replace)
-        try:
-            prepare(LAYOUTS[name], out, [tmp_path / "archives"], official=False)
-        except KeyboardInterrupt:
-            stops += 1
-            assert not out.exists()
-            with pytest.raises((FileNotFoundError, ValueError)):
-                VocData(out, "train", SPLITS[name])
-            assert stops < 100
-    assert stops > 3
+        return call
+
+    with monkeypatch.context() as patch:
+        patch.setattr("os.replace", stopping(os.replace))
+        patch.setattr("shutil.rmtree", stopping(shutil.rmtree))
+        patch.setattr("pathlib.Path.unlink", stopping(Path.unlink))
+        while not out.exists():
+            left = (0, 3, 4, 1)[stops % 4]
+            try:
+                prepare(LAYOUTS[name], out, [tmp_path / "archives"], official=False)
+            except KeyboardInterrupt:
+                stops += 1
+                assert not out.exists() and stops < 100
+                with pytest.raises(FileNotFoundError, match="is missing"):
+                    VocData(out, "train", SPLITS[name])
+    assert stops > 5
     files = {path.relative_to(out): path.read_bytes() for path in out.rglob("*") if path.is_file()}
     expected = {path.relative_to(whole): path.read_bytes() for path in whole.rglob("*") if path.is_file()}
     assert files.keys() == expected.keys()
@@ -324,7 +329,29 @@ def test_changed_folders_are_found_out(broken):
         VocData(broken, "val", split)
     (broken / "manifest.json").unlink()
     assert check_manifest(broken) is None  # any folder in the layout may be used
-    VocData(broken, "val", SPLITS["coco_stuff"])
+    restore(broken, lambda x: COCO_IDS[x])
+    with pytest.raises(ValueError, match="no manifest, and of 6 masks .* COCO-Stuff's raw ids, not train ids"):
+        VocData(broken, "val", split)
+
+
+def test_pictures_count_as_they_are_turned_when_loaded(broken):
+    stem = _stems(broken, "val")[0]
+    entry = Image.Exif()
+    entry[0x0112] = 6
+    wide = Image.new("RGB", (24, 20))
+    wide.save(broken / "JPEGImages" / f"{stem}.jpg", exif=entry)
+    mask = broken / "SegmentationClass" / f"{stem}.png"
+    mask.write_bytes(png(np.zeros((24, 20))))
+    (broken / "manifest.json").unlink()
+    verify(broken)
+    assert VocData(broken, "val", SPLITS["coco_stuff"])[0].image_B3HW.shape == (3, 24, 20)
+    mask.write_bytes(png(np.zeros((20, 24))))
+    with pytest.raises(ValueError, match=f"{stem}: the picture has 20×24 pixels and its mask 24×20"):
+        verify(broken)
+    data = VocData(broken, "val", SPLITS["coco_stuff"])
+    mask.write_bytes(RGB)
+    with pytest.raises(ValueError, match="not one byte a pixel. Colours"):
+        data[0]
 
 
 def test_a_second_call_finds_one_changed_mask_of_many(broken):

@@ -26,7 +26,11 @@ def read_names(folder: Path) -> tuple[str, ...]:
 
 
 def read_list(folder: Path, name: str) -> list[str]:
-    return (folder / "ImageSets" / "Segmentation" / f"{name}.txt").read_text().split()
+    return _listing(folder, name).read_text().split()
+
+
+def _listing(folder: Path, name: str) -> Path:
+    return folder / "ImageSets" / "Segmentation" / f"{name}.txt"
 
 
 def mask_path(folder: Path, stem: str) -> Path:
@@ -103,11 +107,12 @@ def read_manifest(folder: Path) -> dict | None:
 def check_manifest(folder: Path, classes: tuple[str, ...] | None = None) -> dict | None:
     """Hold a folder against its manifest in well under a second: names, sizes, lists, and a few masks' labels.
 
-    classes: the names that its labels will be scored under. Returns: the manifest, None where there is none (any
-    folder in the layout may be used; nothing is known of it then).
+    classes: the names that its labels will be scored under. Returns: the manifest, None where there is none: any
+    folder in the layout may be used, and of that only some masks are held against the class list.
     Raises: ValueError that names what happened to the folder.
     """
     if (manifest := read_manifest(folder)) is None:
+        check_some_masks(folder, classes or read_names(folder))
         return None
     made = tuple(manifest["classes"])
     for where, names in (("classes.txt", read_names(folder)), ("the split", classes or made)):
@@ -140,6 +145,19 @@ def check_manifest(folder: Path, classes: tuple[str, ...] | None = None) -> dict
                 f"{known['bytes']} were verified. Files were added, lost or replaced; prepare the folder again."
             )
     return manifest
+
+
+def check_some_masks(folder: Path, classes: tuple[str, ...], most: int = 48) -> None:
+    """Raises ValueError where masks of a folder without a manifest hold values beyond the class list, but for 255."""
+    stems = [stem for name in SETS if _listing(folder, name).is_file() for stem in read_list(folder, name)]
+    paths = [mask_path(folder, stem) for stem in stems[:: max(1, len(stems) // most)][:most]]
+    pixels = sum((label_counts(path)[0] for path in paths if path.is_file()), np.zeros(256, np.int64))
+    if pixels[len(classes) + 1 : 255].any():
+        raise ValueError(
+            f"{folder} has no manifest, and of {len(paths)} masks looked at some do not fit the class list: "
+            f"{suspect(pixels, classes)} Scores would be of the wrong classes; convert the masks with the data set's "
+            "prepare script, to train id + 1 with 0 for ignored."
+        )
 
 
 def diagnose(found: np.ndarray, right: np.ndarray, classes: tuple[str, ...]) -> str:

@@ -3,19 +3,15 @@
 import json
 import os
 import shutil
-import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
-
-import typer
 
 from ..disk import check_room
 from .archives import is_archive, unpack
 from .download import check_checksum, download, write_json
 from .labels import convert_mask, spread
 from .layouts import Archive, Layout
-from .manifest import SETS, check_manifest, describe, mask_path, write_manifest
+from .manifest import SETS, check_manifest, describe, mask_path, read_manifest, write_manifest
 from .verify import verify
 
 STATE = "preparing.json"  # in the partial folder: what it is being made from
@@ -42,18 +38,21 @@ def prepare(
     if out.exists():
         return verify_again(layout, out, official, workers)
     partial_folder = out.with_name(out.name + ".partial")
-    found = find_sources(layout, [Path(source) for source in sources], official)
     state = _State(partial_folder, {"dataset": layout.name, "official": official})
-    rows = []
-    for archive in layout.archives:
-        local = found.get(archive.name) if sources else fetch(archive, archives or out.parent / "archives")
-        rows.append(_unpack(archive, local, partial_folder, state, official, not sources))
-    _convert(layout, partial_folder, workers)
-    counts = verify(partial_folder, layout.suffix, workers, layout.counts if official else None)
-    manifest = describe(partial_folder, layout.name, official, layout.suffix, counts, rows)
-    shutil.rmtree(partial_folder / "raw")
-    write_manifest(partial_folder, manifest)
-    state.path.unlink()
+    if (manifest := read_manifest(partial_folder)) is None:
+        found = find_sources(layout, [Path(source) for source in sources])
+        state.begin()
+        rows = []
+        for archive in layout.archives:
+            local = found.get(archive.name) if sources else fetch(archive, archives or out.parent / "archives")
+            rows.append(_unpack(archive, local, partial_folder, state, official, not sources))
+        _convert(layout, partial_folder, workers)
+        counts = verify(partial_folder, layout.suffix, workers, layout.counts if official else None)
+        manifest = describe(partial_folder, layout.name, official, layout.suffix, counts, rows)
+        write_manifest(partial_folder, manifest)
+    # Complete and verified from here on: what is left is to tidy up and to give it its name.
+    shutil.rmtree(partial_folder / "raw", ignore_errors=True)
+    state.path.unlink(missing_ok=True)
     os.replace(partial_folder, out)
     return manifest
 
@@ -62,26 +61,31 @@ class _State:
     """What the partial folder is made from; other options or archives are refused, not mixed in."""
 
     def __init__(self, folder: Path, options: dict):
-        self.path, self.sources = folder / STATE, {}
+        self.path, self.options, self.sources = folder / STATE, options, {}
         if self.path.exists():
             known = json.loads(self.path.read_text(encoding="utf-8"))
             self.sources = known.pop("sources")
-            if known != options:
-                raise ValueError(
-                    f"{folder} was begun with {known}, not with {options}. Two data sets would be mixed; repeat the "
-                    "first command, or delete the folder."
-                )
-        elif folder.exists() and any(folder.iterdir()):
+        elif (manifest := read_manifest(folder)) is not None:
+            known = {name: manifest[name] for name in options}
+        elif folder.exists() and any(path.suffix != ".tmp" for path in folder.iterdir()):
             raise ValueError(f"{folder} holds files of unknown origin and would be mixed up with them; move it away.")
-        self.options = options
-        folder.mkdir(parents=True, exist_ok=True)
+        else:
+            return
+        if known != options:
+            raise ValueError(
+                f"{folder} was begun with {known}, not with {options}. Two data sets would be mixed; repeat the "
+                "first command, or delete the folder."
+            )
+
+    def begin(self) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
         self.save()
 
     def save(self) -> None:
         write_json(self.path, self.options | {"sources": self.sources})
 
 
-def find_sources(layout: Layout, sources: list[Path], official: bool) -> dict[str, Path]:
+def find_sources(layout: Layout, sources: list[Path]) -> dict[str, Path]:
     """Which of the given archives and folders stands for which archive of the data set.
 
     Raises: FileNotFoundError for a path that is not there, ValueError for an archive of another name, or where one is
@@ -182,12 +186,12 @@ def verify_again(layout: Layout, out: Path, official: bool, workers: int) -> dic
 
     Raises: ValueError where it is another data set's, was not prepared, or no longer is what it was.
     """
-    manifest = check_manifest(out) if out.is_dir() else None
-    if manifest is None:
+    if not out.is_dir() or read_manifest(out) is None:
         raise ValueError(
             f"{out} is there but was not prepared (no manifest.json). Its files would be mixed up; choose another "
             "folder or move it away."
         )
+    manifest = check_manifest(out)
     if manifest["dataset"] != layout.name:
         raise ValueError(f"{out} holds {manifest['dataset']}, not {layout.name}; choose another folder.")
     if official and not manifest["official"]:
@@ -203,45 +207,3 @@ def verify_again(layout: Layout, out: Path, official: bool, workers: int) -> dic
                 "were changed; delete the folder and prepare it again (the archives are kept)."
             )
     return manifest
-
-
-def command(layout: Layout, variants: dict[str, Layout] | None = None) -> None:
-    """The command line of a prepare script; variants: other layouts by the flag that chooses them."""
-
-    def main(
-        out: Annotated[Path, typer.Argument(help="The folder to make; it appears when it is complete and verified.")],
-        sources: Annotated[
-            list[Path] | None,
-            typer.Option("--from", help="An archive, or a folder with archives or their files; repeat for several."),
-        ] = None,
-        archives: Annotated[
-            Path | None, typer.Option(help="Folder for downloads; default: archives/ beside OUT.")
-        ] = None,
-        unofficial: Annotated[
-            bool, typer.Option("--unofficial", help="A subset: do not enforce published checksums and counts.")
-        ] = False,
-        workers: Annotated[int, typer.Option(min=1, help="Processes that convert and verify.")] = os.cpu_count() or 1,
-        variant: Annotated[
-            str | None, typer.Option(help=f"Another form of the data set: {', '.join(variants or {}) or 'none'}.")
-        ] = None,
-    ) -> None:
-        if variant and variant not in (variants or {}):
-            _stop(f"there is no variant {variant!r}; known: {', '.join(variants or {}) or 'none'}")
-        there = out.exists()
-        try:
-            chosen = variants[variant] if variant else layout
-            manifest = prepare(chosen, out, sources or (), archives, not unofficial, workers)
-        except KeyboardInterrupt:
-            _stop("interrupted; what was done is kept, and the same command goes on", 130)
-        except (ValueError, OSError) as error:
-            _stop(str(error))
-        sets = ", ".join(f"{row['pictures']} {name}" for name, row in manifest["sets"].items())
-        kind = "official" if manifest["official"] else "unofficial"
-        typer.echo(f"{out}: {'verified, nothing to do' if there else 'prepared and verified'} ({kind}; {sets}).")
-
-    typer.run(main)
-
-
-def _stop(message: str, code: int = 2) -> None:
-    typer.echo(f"Error: {message}", err=True)
-    sys.exit(code)

@@ -4,7 +4,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import ExifTags, Image
 
 from .labels import spread
 from .manifest import SETS, label_counts, mask_path, read_list, read_names, suspect
@@ -24,7 +24,7 @@ def check_pair(stem: str, folder: Path, suffix: str) -> np.ndarray:
             )
     try:
         with Image.open(image) as picture:
-            size = picture.size
+            size = _upright(picture)
             if not _ends_as_it_should(image):
                 picture.load()  # slow, and raises where the picture is cut off
         counts, mask_size = label_counts(mask)
@@ -39,6 +39,12 @@ def check_pair(stem: str, folder: Path, suffix: str) -> np.ndarray:
             "would fall on other pixels than their own; the two do not belong together: fetch both archives again."
         )
     return counts
+
+
+def _upright(picture: Image.Image) -> tuple[int, int]:
+    """Width and height as the picture is loaded: turned as its EXIF entry says, read without decoding it."""
+    turned = picture.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
+    return picture.size[::-1] if turned else picture.size
 
 
 def _ends_as_it_should(path: Path) -> bool:
