@@ -1,0 +1,101 @@
+"""Self-training: a small segmentation network learns the pseudo labels, and averages out their errors."""
+
+import lightning
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+
+def _convolve(inside: int, outside: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(inside, outside, 3, padding=1, bias=False), nn.GroupNorm(8, outside), nn.ReLU(inplace=True)
+    )
+
+
+class SmallSegmenter(nn.Module):
+    """A U-shaped network: three halvings, three doublings with the finer features beside them.
+
+    Shapes: image (B, 3, H, W) in [0, 1], any size -> logits (B, K, H, W). About 0.3 million weights at width 24.
+    """
+
+    def __init__(self, classes: int, width: int = 24):
+        super().__init__()
+        widths = [width, 2 * width, 3 * width, 4 * width]
+        self.down = nn.ModuleList(_convolve(a, b) for a, b in zip([3, *widths], widths))
+        self.up = nn.ModuleList(_convolve(a + b, b) for a, b in zip(widths[:0:-1], widths[-2::-1]))
+        self.classify = nn.Conv2d(width, classes, 1)
+
+    def forward(self, image_B3HW: Tensor) -> Tensor:
+        x, finer = image_B3HW - 0.5, []
+        for i, layer in enumerate(self.down):
+            x = layer(F.max_pool2d(x, 2, ceil_mode=True) if i else x)
+            finer.append(x)
+        for layer, beside in zip(self.up, finer[-2::-1]):
+            x = layer(torch.cat([F.interpolate(x, size=beside.shape[-2:], mode="bilinear"), beside], dim=1))
+        return self.classify(x)
+
+
+class _SelfTraining(lightning.LightningModule):
+    def __init__(self, network: SmallSegmenter, steps: int, learning_rate: float):
+        super().__init__()
+        self.network, self.steps, self.learning_rate = network, steps, learning_rate
+
+    def training_step(self, batch, _):
+        image_B3HW, pseudo_BHW = batch
+        flip = torch.rand(len(image_B3HW), device=image_B3HW.device) < 0.5
+        image_B3HW = torch.where(flip[:, None, None, None], image_B3HW.flip(3), image_B3HW)
+        pseudo_BHW = torch.where(flip[:, None, None], pseudo_BHW.flip(2), pseudo_BHW)
+        return F.cross_entropy(self.network(image_B3HW), pseudo_BHW, ignore_index=255)
+
+    def configure_optimizers(self):
+        optimiser = torch.optim.AdamW(self.parameters(), lr=self.learning_rate)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, self.steps)
+        return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def self_train(
+    image_B3HW: Tensor,
+    pseudo_BHW: Tensor,
+    classes: int,
+    steps: int = 1000,
+    batch: int = 16,
+    learning_rate: float = 2e-3,
+    seed: int = 0,
+    network: SmallSegmenter | None = None,
+) -> SmallSegmenter:
+    """Train a network on pseudo labels: images (B, 3, H, W) in [0, 1], labels (B, H, W) int64, 255 ignored.
+
+    Returns the network in evaluation mode, on the CPU. The same seed gives the same weights on one device.
+    Raises: ValueError where sizes differ, or labels lie outside the classes.
+    """
+    if pseudo_BHW.shape != (len(image_B3HW), *image_B3HW.shape[-2:]):
+        raise ValueError(
+            f"Images {tuple(image_B3HW.shape)} and pseudo labels {tuple(pseudo_BHW.shape)} differ in size. Labels would fall on "
+            "other pixels than their own; interpolate the labels (nearest) first."
+        )
+    outside = pseudo_BHW[((pseudo_BHW < 0) | (pseudo_BHW >= classes)) & (pseudo_BHW != 255)]
+    if len(outside):
+        raise ValueError(
+            f"Pseudo labels {sorted(set(outside.tolist()))} are outside the {classes} classes; count background and clusters."
+        )
+    lightning.seed_everything(seed, verbose=False)
+    network = network or SmallSegmenter(classes)
+    order = torch.Generator().manual_seed(seed)
+    loader = DataLoader(TensorDataset(image_B3HW, pseudo_BHW), batch, shuffle=True, generator=order)
+    trainer = lightning.Trainer(
+        max_steps=steps,
+        devices=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(_SelfTraining(network, steps, learning_rate), loader)
+    return network.cpu().eval()
+
+
+@torch.no_grad()
+def predict(network: SmallSegmenter, image_B3HW: Tensor, batch: int = 32) -> Tensor:
+    """Label maps: (B, 3, H, W) in [0, 1] -> (B, H, W) int64."""
+    return torch.cat([network(part_B3HW).argmax(1) for part_B3HW in image_B3HW.split(batch)])
