@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .clip.backbone import VisionBackbone, run_block
+from .graph.prompt import GraphPrompt, image_basis
 from .spectral.prompt import SpectralPrompt
 
 
@@ -23,7 +24,8 @@ class PromptedEncoder(nn.Module):
     [g, _, H] = Layer([g, V, H + S])    [SPT-SEG, eq. 2; eq. 3 where there is no S]
 
     Shapes: image (B, 3, H, W) -> patches (B, h, w, E), global (B, E).
-    `spectral_layers` counts from 1, as the paper does. The backbone is frozen and may be bfloat16;
+    `spectral_layers` counts from 1, as the paper does. With `graph_modes`, S filters on the image's own graph.
+    The backbone is frozen and may be bfloat16;
     what is learned stays float32. Raises: ValueError for a layer that the backbone does not have.
     """
 
@@ -36,6 +38,7 @@ class PromptedEncoder(nn.Module):
         spectral_grid: tuple[int, int],
         class_token_twice: bool,
         dropout: float,
+        graph_modes: int = 0,
     ):
         super().__init__()
         layers = len(backbone.blocks)
@@ -58,8 +61,10 @@ class PromptedEncoder(nn.Module):
         # Layer l uses spectral prompt spectral_index[l]: always 0 when they share one weight.
         chosen = sorted(set(spectral_layers))
         self.spectral_index = {layer - 1: 0 if spectral_shared else i for i, layer in enumerate(chosen)}
+        self.graph_modes = graph_modes
         self.spectral = nn.ModuleList(
-            SpectralPrompt(spectral_grid, width) for _ in range(len(set(self.spectral_index.values())))
+            GraphPrompt(graph_modes, width) if graph_modes else SpectralPrompt(spectral_grid, width)
+            for _ in range(len(set(self.spectral_index.values())))
         )
         self.norm = nn.LayerNorm(width, eps=1e-6)
 
@@ -67,12 +72,16 @@ class PromptedEncoder(nn.Module):
         tokens_BND, (h, w) = self.backbone.embed(image_B3HW, self.class_token_twice)
         B, dtype = len(tokens_BND), tokens_BND.dtype
         cls_B1D, patches_BND = tokens_BND[:, :1], tokens_BND[:, 1:]
+        basis = ()  # Fourier's needs no image
+        if self.graph_modes and self.spectral_index:
+            with torch.autocast(image_B3HW.device.type, enabled=False):
+                basis = (image_basis(self.backbone, tokens_BND, (h, w), self.graph_modes),)
         if self.tokens_LMD is not None:
             prompts_LMD = self.project_tokens(self.tokens_LMD)
         for layer, block in enumerate(self.backbone.blocks):
             if layer in self.spectral_index:
                 prompt = self.spectral[self.spectral_index[layer]]
-                s_BhwD = prompt(patches_BND.unflatten(1, (h, w)), cls_B1D[:, 0])
+                s_BhwD = prompt(patches_BND.unflatten(1, (h, w)), cls_B1D[:, 0], *basis)
                 patches_BND = patches_BND + s_BhwD.flatten(1, 2).to(dtype)
             parts = [cls_B1D, patches_BND]
             if self.tokens_LMD is not None:

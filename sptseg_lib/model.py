@@ -137,6 +137,7 @@ def build_segmenter(settings: ModelSettings, clip: Clip | None = None, dtype: to
         spectral_grid=(settings.grid, settings.grid),
         class_token_twice=settings.class_token_twice,
         dropout=settings.dropout,
+        graph_modes=settings.graph_modes if settings.prompt_basis == "graph" else 0,
     )
     mean, std = (clip.mean, clip.std) if settings.normalisation == "model" else (IMAGENET_MEAN, IMAGENET_STD)
     return Segmenter(settings, encoder, build_decoder(settings, backbone.joint), mean, std)

@@ -33,6 +33,10 @@ class ModelSettings(Settings):
     prompt_tokens: int = Field(10, ge=0, description="M, learned tokens before every layer; 0 leaves VPT out")
     spectral_layers: tuple[int, ...] = Field((1, 2), description="layers, from 1, whose patches get a spectral prompt")
     spectral_shared: bool = Field(False, description="one spectral weight for all those layers, as released")
+    prompt_basis: Literal["fourier", "graph"] = Field(
+        "fourier", description="eq. 1's basis: Fourier's, or Laplacian eigenvectors of the image's own patch graph"
+    )
+    graph_modes: int = Field(16, ge=2, description="eigenvectors of a graph basis, smoothest first")
     class_token_twice: bool = Field(False, description="add the class embedding twice, as the released encoders do")
 
     decoder: Literal["spectral", "cross", "balanced"] = Field(

@@ -23,6 +23,7 @@ ORDER = [
     "frequency",
     "scenes",
     "clip",
+    "graph",
     "settings",
     "splits",
     "transductive",

@@ -95,11 +95,11 @@ def corloc(box_B4: Tensor, truth: list[Tensor], least: float = 0.5) -> float:
 
     truth: B tensors (T, 4). Images without an object do not count. Raises: ValueError where none has one.
     """
-    hits = [
-        bool((box_iou(box[None], own) >= least).any()) for box, own in zip(box_B4.cpu().float(), truth) if len(own)
-    ]
+    hits = [bool((box_iou(box[None], own) >= least).any()) for box, own in zip(box_B4.cpu().float(), truth) if len(own)]
     if not hits:
-        raise ValueError(f"None of the {len(truth)} image(s) has a true box: CorLoc is not defined; give images with one.")
+        raise ValueError(
+            f"None of the {len(truth)} image(s) has a true box: CorLoc is not defined; give images with one."
+        )
     return sum(hits) / len(hits)
 
 

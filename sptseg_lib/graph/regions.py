@@ -46,7 +46,12 @@ def segment(
 
 def background_segment(segment_Bhw: Tensor) -> Tensor:
     """Which segment of each image touches the border most: (B, h, w) -> (B,)."""
-    top, bottom, left, right = (segment_Bhw[:, 0], segment_Bhw[:, -1], segment_Bhw[:, 1:-1, 0], segment_Bhw[:, 1:-1, -1])
+    top, bottom, left, right = (
+        segment_Bhw[:, 0],
+        segment_Bhw[:, -1],
+        segment_Bhw[:, 1:-1, 0],
+        segment_Bhw[:, 1:-1, -1],
+    )
     border_BP = torch.cat([top, bottom, left, right], dim=1)
     return torch.nn.functional.one_hot(border_BP, int(segment_Bhw.max()) + 1).sum(1).argmax(1)
 
