@@ -20,8 +20,8 @@ Storage = Literal["auto", "dense", "matrix-free"]
 def _check_finite(x: Tensor, what: str) -> None:
     if not x.isfinite().all():
         raise ValueError(
-            f"{int((~x.isfinite()).sum())} of {x.numel()} {what} are NaN or infinite. Every eigenvector would be NaN; find "
-            "out where they come from before cutting the graph."
+            f"{int((~x.isfinite()).sum())} of {x.numel()} {what} are NaN or infinite. Every eigenvector would be NaN; "
+            "find out where they come from before cutting the graph."
         )
 
 
@@ -36,8 +36,8 @@ def feature_affinity(feature_BhwC: Tensor, clipped: bool = True, storage: Storag
     """W = f fᵀ of unit features, negative entries set to 0 unless `clipped` is off.
 
     Shapes: (B, h, w, C) of any length -> an Affinity with N = h·w nodes. The released code divides by the largest
-    entry, which for unit features is the diagonal's 1. storage: "dense" holds N² numbers an image, "matrix-free" none of
-    them; "auto" is dense where that takes at most a quarter of the free memory.
+    entry, which for unit features is the diagonal's 1. storage: "dense" holds N² numbers an image, "matrix-free"
+    none of them; "auto" is dense where that takes at most a quarter of the free memory.
     Raises: ValueError for NaN; MemoryError where a dense W cannot fit.
     """
     _check_finite(feature_BhwC, "feature values")
@@ -46,8 +46,8 @@ def feature_affinity(feature_BhwC: Tensor, clipped: bool = True, storage: Storag
     size, free = B * N * N * f_BNC.element_size(), free_memory(f_BNC.device)
     if storage == "dense" and size > free:
         raise MemoryError(
-            f"A dense affinity of {B} graph(s) with {N:,} nodes takes {size / 2**30:.1f} GiB and {free / 2**30:.1f} GiB are "
-            "free. Use storage='matrix-free', fewer patches or fewer images at once."
+            f"A dense affinity of {B} graph(s) with {N:,} nodes takes {size / 2**30:.1f} GiB and {free / 2**30:.1f} "
+            "GiB are free. Use storage='matrix-free', fewer patches or fewer images at once."
         )
     if storage == "matrix-free" or (storage == "auto" and (size > free / 4 or (not clipped and C < N / 4))):
         return FeatureAffinity(f_BNC, clipped)
@@ -94,8 +94,8 @@ def combine(features: Affinity, colours: SparseAffinity | None, colour_weight: f
         return features
     if features.shape != colours.shape:
         raise ValueError(
-            f"The features have {features.shape} (images, nodes) and the colours {colours.shape}. Edges would join other "
-            "patches than those meant; resize the image to one pixel a node."
+            f"The features have {features.shape} (images, nodes) and the colours {colours.shape}. Edges would join "
+            "other patches than those meant; resize the image to one pixel a node."
         )
     if isinstance(features, DenseAffinity):
         return DenseAffinity(features.weight_BNN + colour_weight * colours.dense().to(features.weight_BNN.dtype))

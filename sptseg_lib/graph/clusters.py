@@ -1,4 +1,4 @@
-"""From segments to classes: every segment of a data set embedded, clustered, and the clusters named once for scoring."""
+"""From segments to classes: all segments of a data set embedded, clustered, and the clusters named for scoring."""
 
 from typing import NamedTuple
 
@@ -37,8 +37,8 @@ def embed_segments(
 
     Shapes: images (B, 3, H, W) in [0, 1], segments (B, h, w) as `segment` gives them. With `background`, the segment
     that touches the border most is left out. erode, dilate: how many patches the mask loses and then gains before its
-    box is taken (released: 2 and 5, for grids of about 30 patches; use 0 and 1 for 16); where erosion leaves nothing the
-    mask is kept. crop: side of the crops in pixels; None: that of the images, cut to whole patches.
+    box is taken (released: 2 and 5, for grids of about 30 patches; use 0 and 1 for 16); where erosion leaves nothing
+    the mask is kept. crop: side of the crops in pixels; None: that of the images, cut to whole patches.
     Raises: ValueError where no segment is left.
     """
     B, _, H, W = image_B3HW.shape
@@ -48,7 +48,8 @@ def embed_segments(
     image_R, id_R = mask_BShw.flatten(2).any(2).nonzero(as_tuple=True)
     if not len(image_R):
         raise ValueError(
-            f"The {B} image(s) have no segment besides the background: there is nothing to cluster. Ask for more segments."
+            f"The {B} image(s) have no segment besides the background: there is nothing to cluster. "
+            "Ask for more segments."
         )
     box_R4 = mask_boxes(_opened(mask_BShw[image_R, id_R], erode, dilate))
     scale_2 = torch.tensor([W / segment_Bhw.shape[2], H / segment_Bhw.shape[1]])
@@ -81,7 +82,8 @@ def cluster_segments(feature_RE: Tensor, classes: int, components: int = 32, see
     R, E = feature_RE.shape
     if not 1 <= classes <= R:
         raise ValueError(
-            f"{R} segment(s) cannot form {classes} clusters, some of which would be empty; use more images or fewer classes."
+            f"{R} segment(s) cannot form {classes} clusters, some of which would be empty; use "
+            "more images or fewer classes."
         )
     short_RC = PCA(min(components, R, E), random_state=seed).fit_transform(feature_RE.cpu().numpy())
     return torch.from_numpy(KMeans(classes, n_init=10, random_state=seed).fit(short_RC).labels_).long()

@@ -26,26 +26,27 @@ class CrfSettings(NamedTuple):
     confidence: float = 0.7  # probability of the coarse label; the rest is shared among the others
 
 
-def refine(
-    label_BHW: Tensor, image_B3HW: Tensor, settings: CrfSettings = CrfSettings(), method: Method = "auto"
-) -> Tensor:
+RELEASED = CrfSettings()
+
+
+def refine(label_BHW: Tensor, image_B3HW: Tensor, settings: CrfSettings = RELEASED, method: Method = "auto") -> Tensor:
     """Refine label maps with a dense CRF: (B, H, W) int64 from 0, image (B, 3, H, W) in [0, 1] -> (B, H, W).
 
     method: "pydensecrf" is the well-known library (optional: `pip install pydensecrf2`); "cells" needs none: the
-    bilateral kernel is evaluated between the cells of a grid over place and colour instead of between pixels; "auto" takes
-    the library where it is installed. A label that would disappear altogether keeps its coarse pixels.
+    bilateral kernel is evaluated between the cells of a grid over place and colour instead of between pixels; "auto"
+    takes the library where it is installed. A label that would disappear altogether keeps its coarse pixels.
     Raises: ImportError when pydensecrf is asked for and missing; ValueError where labels and image differ in size.
     """
     if label_BHW.shape != (len(image_B3HW), *image_B3HW.shape[-2:]):
         raise ValueError(
-            f"Labels {tuple(label_BHW.shape)} and images {tuple(image_B3HW.shape)} differ in size. Outlines would be drawn in "
-            "the wrong place; interpolate the labels to the image first."
+            f"Labels {tuple(label_BHW.shape)} and images {tuple(image_B3HW.shape)} differ in size. Outlines would be "
+            "drawn in the wrong place; interpolate the labels to the image first."
         )
     installed = importlib.util.find_spec("pydensecrf") is not None
     if method == "pydensecrf" and not installed:
         raise ImportError(
-            "pydensecrf is not installed, so this CRF cannot run. `pip install pydensecrf2` builds it (30 s of C++), or use "
-            "method='cells', which needs nothing."
+            "pydensecrf is not installed, so this CRF cannot run. `pip install pydensecrf2` builds it (30 s of C++), "
+            "or use method='cells', which needs nothing."
         )
     solve = _with_library if installed and method != "cells" else _with_cells
     labels = int(label_BHW.max()) + 1

@@ -1,7 +1,8 @@
 """The smallest eigenvectors of graph Laplacians: (D − W) y = μ D y, D the diagonal of W's row sums.
 
 With x = D^½ y these are the *largest* eigenvectors of the normalised affinity A = D^-½ W D^-½: A x = (1 − μ) x. The
-largest ones are found with products alone; nothing is factorised. The first, y constant and μ = 0, is known and taken out.
+largest ones are found with products alone; nothing is factorised. The first, y constant and μ = 0, is known and taken
+out.
 """
 
 import warnings
@@ -78,13 +79,13 @@ def laplacian_eigenvectors(
 def _check_degrees(degree_BN: Tensor) -> None:
     if not degree_BN.isfinite().all():
         raise ValueError(
-            "The affinity holds NaN or infinite entries, and so would every eigenvector. Look for them in the features or "
-            "the image, and mend those."
+            "The affinity holds NaN or infinite entries, and so would every eigenvector. Look for them in the features "
+            "or the image, and mend those."
         )
     if (degree_BN < 0).any():
         raise ValueError(
-            f"{int((degree_BN < 0).sum())} node(s) have a negative sum of affinities, down to {float(degree_BN.min()):.3g}: "
-            "the graph has no normalised Laplacian. Clip the affinity at 0."
+            f"{int((degree_BN < 0).sum())} node(s) have a negative sum of affinities, down to "
+            f"{float(degree_BN.min()):.3g}: the graph has no normalised Laplacian. Clip the affinity at 0."
         )
 
 
@@ -166,8 +167,8 @@ def _search(
         q_BNm = torch.cat([q_BNm, new_BNk], dim=-1)
         aq_BNm = torch.cat([aq_BNm, affinity.product(new_BNk / root_BN1) / root_BN1], dim=-1)
     warnings.warn(
-        f"After {most_products} products the largest residual is {residual:.1e}, not {tolerance:.1e}: these eigenvectors "
-        "are approximate. Raise most_products or the tolerance.",
+        f"After {most_products} products the largest residual is {residual:.1e}, not {tolerance:.1e}: these "
+        "eigenvectors are approximate. Raise most_products or the tolerance.",
         stacklevel=3,
     )
     return x_BNk[..., :wanted]

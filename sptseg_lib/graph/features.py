@@ -40,14 +40,14 @@ class Featurizer:
     def normalised(self, image_B3HW: Tensor) -> Tensor:
         if not image_B3HW.isfinite().all():
             raise ValueError(
-                f"{int((~image_B3HW.isfinite()).sum())} pixel value(s) are NaN or infinite, and so would be all features; "
-                "mend the image."
+                f"{int((~image_B3HW.isfinite()).sum())} pixel value(s) are NaN or infinite, and so would be all "
+                "features; mend the image."
             )
         height, width = image_B3HW.shape[-2:]
         if min(height, width) < self.patch or height % self.patch or width % self.patch:
             raise ValueError(
-                f"An image of {height}×{width} pixels cannot be cut into {self.patch}×{self.patch} patches without losing "
-                f"a border; resize or pad it to multiples of {self.patch}."
+                f"An image of {height}×{width} pixels cannot be cut into {self.patch}×{self.patch} patches without "
+                f"losing a border; resize or pad it to multiples of {self.patch}."
             )
         mean_311, std_311 = (torch.tensor(x, device=image_B3HW.device).view(3, 1, 1) for x in (self.mean, self.std))
         return (image_B3HW - mean_311) / std_311
@@ -57,13 +57,14 @@ class Featurizer:
         """Features of all patches, of unit length: (B, 3, H, W) -> (B, h, w, C).
 
         block counts from 1; None is the last. "token" is what the block puts out, the others what its attention reads.
-        The class token is dropped. Raises: ValueError for an unknown kind or block, or an image that patches cannot tile.
+        The class token is dropped. Raises: ValueError for an unknown kind or block, or an image that
+        patches cannot tile.
         """
         block = len(self.blocks) if block is None else block
         if kind not in (*_PARTS, "token") or not 1 <= block <= len(self.blocks):
             raise ValueError(
-                f"There is no kind {kind!r} in block {block} of {self.name}; choose query, key, value or token and a block "
-                f"from 1 to {len(self.blocks)}."
+                f"There is no kind {kind!r} in block {block} of {self.name}; choose query, key, value or token and a "
+                f"block from 1 to {len(self.blocks)}."
             )
         read = self._open_clip if isinstance(self.model, VisionBackbone) else self._timm
         f_BNC = read(self.normalised(image_B3HW), kind, block)
@@ -111,21 +112,21 @@ def load_featurizer(name: str = TINY, weights: str | None = None) -> Featurizer:
     own = DINO.get(name, name.removeprefix("timm/"))
     if name not in DINO and not (name.startswith("timm/") and own.partition(".")[0] in timm.list_models()):
         raise ValueError(
-            f"There is no ViT {name!r}. Nothing was loaded; choose {TINY}, an open_clip model, one of {', '.join(DINO)}, or "
-            "timm/ and the name of a timm ViT."
+            f"There is no ViT {name!r}. Nothing was loaded; choose {TINY}, an open_clip model, {', '.join(DINO)}, "
+            "or timm/ and the name of a timm ViT."
         )
     wanted = name in DINO and weights is None
     try:
         model = timm.create_model(own, pretrained=wanted, num_classes=0, dynamic_img_size=True)
     except TypeError:
         raise ValueError(
-            f"{own} takes no images of other sizes and is no plain ViT. Its patches could not be read; choose one of timm's "
-            "vit_ models."
+            f"{own} takes no images of other sizes and is no plain ViT. Its patches could not be read; choose one of "
+            "timm's vit_ models."
         ) from None
     except Exception as error:  # the hub's client raises errors of several libraries
         raise ConnectionError(
-            f"The weights of {name} could not be fetched ({type(error).__name__}: {error}). Features of random weights would "
-            "mean nothing; download them elsewhere and pass weights=PATH, or use sptseg-tiny."
+            f"The weights of {name} could not be fetched ({type(error).__name__}: {error}). Features of random weights "
+            "would mean nothing; download them elsewhere and pass weights=PATH, or use sptseg-tiny."
         ) from error
     if not (hasattr(model, "blocks") and hasattr(model.blocks[0], "attn") and hasattr(model.blocks[0].attn, "qkv")):
         raise ValueError(f"{own} has no blocks with one qkv map: it is no plain ViT; choose one of timm's vit_ models.")

@@ -18,8 +18,8 @@ def soft_segments(
     """Eigenvectors of colours and features together, one entry a pixel    [Deep Spectral Methods, matting]
 
     Shapes: features (B, h, w, C), image (B, 3, H, W) in [0, 1] -> vectors (B, count, H·W). The affinity of patches is
-    carried to pixels (`pixel_affinity`) and weighted so that the two terms keep the balance λ that they have on patches:
-    a patch's edges are shared by its pixels, so their weight grows with the number of pixels a patch.
+    carried to pixels (`pixel_affinity`) and weighted so that the two terms keep the balance λ that they have on
+    patches: a patch's edges are shared by its pixels, so their weight grows with the number of pixels a patch.
     solver: further arguments of `laplacian_eigenvectors`.
     """
     pixels_a_patch = image_B3HW[0, 0].numel() / (feature_BhwC.shape[1] * feature_BhwC.shape[2])
@@ -59,7 +59,7 @@ def trimap(mask_HW: Tensor, unsure: int) -> np.ndarray:
 
 
 def matte(image_3HW: Tensor, mask_HW: Tensor, unsure: int = 8) -> tuple[Tensor, Tensor]:
-    """Closed-form matting of a coarse mask: image (3, H, W) in [0, 1], mask (H, W) bool -> α (H, W), foreground (3, H, W).
+    """Closed-form matting of a coarse mask: image (3, H, W) in [0, 1], mask (H, W) bool -> α (H, W), front (3, H, W).
 
     unsure: half-width, in pixels, of the band around the outline where α is found; a patch's side is a good choice.
     """

@@ -59,8 +59,8 @@ def localise(vectors_BkN: Tensor, grid: tuple[int, int], patch: int) -> Located:
     """
     if vectors_BkN.shape[1] < 2 or vectors_BkN.shape[2] != grid[0] * grid[1]:
         raise ValueError(
-            f"Eigenvectors {tuple(vectors_BkN.shape[1:])} do not fit a grid of {grid}: the Fiedler vector is the second "
-            "of at least two, with one entry a patch."
+            f"Eigenvectors {tuple(vectors_BkN.shape[1:])} do not fit a grid of {grid}: the Fiedler vector is the "
+            "second of at least two, with one entry a patch."
         )
     mask_Bhw = (vectors_BkN[:, 1] > 0).unflatten(1, grid)
     return Located(mask_Bhw, mask_boxes(largest_component(mask_Bhw), patch))
@@ -75,8 +75,8 @@ def object_masks(vectors_BkN: Tensor, grid: tuple[int, int], size: tuple[int, in
 def true_boxes(label_BHW: Tensor, classes: range) -> list[Tensor]:
     """Boxes of the connected parts of the classes that count as objects: (B, H, W) ids -> B tensors (T, 4).
 
-    Two things of one class that touch are one part: a label map cannot tell them apart. Parts under 0.2 % of the picture
-    are left out.
+    Two things of one class that touch are one part: a label map cannot tell them apart. Parts under 0.2 % of the
+    picture are left out.
     """
     least = 0.002 * label_BHW[0].numel()
     boxes = [[] for _ in label_BHW]

@@ -30,8 +30,8 @@ class GraphPrompt(nn.Module):
     S = Uᵀ(U(H ⊙ g) ⊙ w)    [SPT-SEG, eq. 1, with U the image's modes in the place of F]
 
     Shapes: patches (B, h, w, D), class token (B, D), modes U (B, m, N) -> (B, h, w, D), float32.
-    The weight (m, D) is drawn from N(0, 0.02²). It counts modes, not frequencies, so any grid will do. Signs of the modes
-    cancel: each is met twice.
+    The weight (m, D) is drawn from N(0, 0.02²). It counts modes, not frequencies, so any grid will do. Signs of the
+    modes cancel: each is met twice.
     """
 
     def __init__(self, modes: int, width: int, std: float = 0.02):

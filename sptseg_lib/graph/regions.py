@@ -22,23 +22,23 @@ def segment(
 ) -> Tensor:
     """Segments by k-means on the eigenvectors after the constant one: (B, k, N) -> (B, h, w) int64, ids from 0.
 
-    count: segments, one number for all images or one each (as `eigengap` gives); eigenvectors: how many to use after the
-    constant one (all). Each vector is scaled to unit length first. An image whose vectors hold fewer distinct points than
-    `count` gets as many segments as there are points.
+    count: segments, one number for all images or one each (as `eigengap` gives); eigenvectors: how many to use after
+    the constant one (all). Each vector is scaled to a mean square of 1 first. An image whose vectors hold fewer
+    distinct points (to 0.001) than `count` gets as many segments as there are points.
     Raises: ValueError where no eigenvector is left, or count is outside 1 to N.
     """
     B, k, N = vectors_BkN.shape
     count_B = torch.as_tensor(count).expand(B).tolist()
     if k < 2 or N != grid[0] * grid[1] or not all(1 <= c <= N for c in count_B):
         raise ValueError(
-            f"{count_B} segments of a {grid} grid cannot come from eigenvectors {tuple(vectors_BkN.shape)}: k-means needs "
-            "at least one vector besides the constant one, one entry a patch, and 1 to N segments."
+            f"{count_B} segments of a {grid} grid cannot come from eigenvectors {tuple(vectors_BkN.shape)}: k-means "
+            "needs at least one vector besides the constant one, one entry a patch, and 1 to N segments."
         )
     used = vectors_BkN[:, 1 : None if eigenvectors is None else 1 + eigenvectors].cpu().double()
-    used = used / used.norm(dim=-1, keepdim=True).clamp(min=1e-12)
+    used = used / used.square().mean(-1, keepdim=True).sqrt().clamp(min=1e-12)
     labels = []
     for point_Nk, own in zip(used.transpose(1, 2).numpy(), count_B):
-        distinct = len(torch.unique(torch.from_numpy(point_Nk).round(decimals=9), dim=0))
+        distinct = len(torch.unique(torch.from_numpy(point_Nk).round(decimals=3), dim=0))
         means = KMeans(min(own, distinct), n_init=4, random_state=seed).fit(point_Nk)
         labels.append(torch.from_numpy(means.labels_).long())
     return torch.stack(labels).unflatten(1, grid)

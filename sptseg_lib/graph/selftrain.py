@@ -71,13 +71,14 @@ def self_train(
     """
     if pseudo_BHW.shape != (len(image_B3HW), *image_B3HW.shape[-2:]):
         raise ValueError(
-            f"Images {tuple(image_B3HW.shape)} and pseudo labels {tuple(pseudo_BHW.shape)} differ in size. Labels would fall on "
-            "other pixels than their own; interpolate the labels (nearest) first."
+            f"Images {tuple(image_B3HW.shape)} and pseudo labels {tuple(pseudo_BHW.shape)} differ in size. Labels "
+            "would fall on other pixels than their own; interpolate the labels (nearest) first."
         )
     outside = pseudo_BHW[((pseudo_BHW < 0) | (pseudo_BHW >= classes)) & (pseudo_BHW != 255)]
     if len(outside):
         raise ValueError(
-            f"Pseudo labels {sorted(set(outside.tolist()))} are outside the {classes} classes; count background and clusters."
+            f"Pseudo labels {sorted(set(outside.tolist()))} are outside the {classes} classes; count the "
+            "background and all clusters."
         )
     lightning.seed_everything(seed, verbose=False)
     network = network or SmallSegmenter(classes)
