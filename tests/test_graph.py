@@ -293,7 +293,7 @@ def test_unknown_features_are_named():
     with pytest.raises(ValueError, match="no ViT 'dino'"):
         load_featurizer("dino")
     with pytest.raises(ValueError, match="no plain ViT"):
-        load_featurizer("timm/resnet18")
+        load_featurizer("timm/resnet18", "random")
 
 
 def test_weights_that_cannot_be_fetched(monkeypatch):

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..clip.backbone import VisionBackbone, attention_inputs, run_block
-from ..clip.load import TINY, load_clip, load_weights
+from ..clip.load import RANDOM, TINY, load_clip
+from ..clip.weights import load_weights
 
 Kind = Literal["query", "key", "value", "token"]
 _PARTS = ("query", "key", "value")
@@ -101,8 +102,9 @@ class Featurizer:
 def load_featurizer(name: str = TINY, weights: str | None = None) -> Featurizer:
     """A featurizer by name, in evaluation mode.
 
-    name: "sptseg-tiny" (shipped), any open_clip model, one of DINO (fetched from timm's hub unless weights is a path),
-    or "timm/" and any timm ViT (random weights unless weights is a path).
+    name: "sptseg-tiny" (shipped), any open_clip model, one of DINO, or "timm/" and any timm ViT.
+    weights: a path, "random" (the same numbers every time), an open_clip tag, or None: the shipped ones, for a timm ViT
+    those of timm's hub, which are downloaded.
     Raises: ValueError for an unknown name or a model that is no ViT; ConnectionError where weights cannot be fetched.
     """
     if name == TINY or name in open_clip.list_models():
@@ -115,9 +117,10 @@ def load_featurizer(name: str = TINY, weights: str | None = None) -> Featurizer:
             f"There is no ViT {name!r}. Nothing was loaded; choose {TINY}, an open_clip model, {', '.join(DINO)}, "
             "or timm/ and the name of a timm ViT."
         )
-    wanted = name in DINO and weights is None
     try:
-        model = timm.create_model(own, pretrained=wanted, num_classes=0, dynamic_img_size=True)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            model = timm.create_model(own, pretrained=weights is None, num_classes=0, dynamic_img_size=True)
     except TypeError:
         raise ValueError(
             f"{own} takes no images of other sizes and is no plain ViT. Its patches could not be read; choose one of "
@@ -130,7 +133,7 @@ def load_featurizer(name: str = TINY, weights: str | None = None) -> Featurizer:
         ) from error
     if not (hasattr(model, "blocks") and hasattr(model.blocks[0], "attn") and hasattr(model.blocks[0].attn, "qkv")):
         raise ValueError(f"{own} has no blocks with one qkv map: it is no plain ViT; choose one of timm's vit_ models.")
-    if weights is not None:
+    if weights not in (None, RANDOM):
         load_weights(model, weights, own)
     data = model.pretrained_cfg
     return Featurizer(name, model.eval(), model.patch_embed.patch_size[0], tuple(data["mean"]), tuple(data["std"]))
