@@ -83,8 +83,9 @@ def relative_log_amplitude(x_BChw: Tensor, bins: int = 8) -> Tensor:
 
 
 class Transfer(NamedTuple):
-    """What a mixer does to small waves. frequency: bin centres (bins,), cycles per sample.
+    """What a mixer does to small waves.
 
+    frequency: 0, then the centres of the bins, cycles per sample: (1 + bins,). Zero frequency, the mean, stands alone.
     gain_kk[i, j]: amplitude that comes out in band j for amplitude 1 that goes in in band i. Its diagonal is the
     transfer function; what stands beside it has changed frequency. nan where the grid has no such frequency.
     """
@@ -119,7 +120,9 @@ def transfer_function(
     is added to it, as blocks do. Put modules into eval() first: dropout would count as response.
     Raises: ValueError where the mixer changes a map's size.
     """
-    masks_khw = band_masks(tuple(x_BChw.shape[-2:]), bin_edges(bins)).to(x_BChw.device)
+    masks_khw = band_masks(tuple(x_BChw.shape[-2:]), bin_edges(bins))
+    masks_khw = torch.cat([torch.zeros_like(masks_khw[:1]), masks_khw]).to(x_BChw.device)
+    masks_khw[0, 0, 0] = 1
     generator = torch.Generator().manual_seed(seed)
     step = size * x_BChw.std().clamp(min=1e-12)
     rows = []
@@ -141,7 +144,8 @@ def transfer_function(
     empty = masks_khw.sum((1, 2)) == 0
     gain_kk[empty] = torch.nan
     gain_kk[:, empty] = torch.nan
-    return Transfer(bin_edges(bins).unfold(0, 2, 1).mean(1), gain_kk)
+    centres = bin_edges(bins).unfold(0, 2, 1).mean(1)
+    return Transfer(torch.cat([torch.zeros(1), centres]), gain_kk)
 
 
 @contextmanager

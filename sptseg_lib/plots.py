@@ -79,6 +79,23 @@ def log_spectrum(image_hw: Tensor) -> Tensor:
     return torch.fft.fftshift(torch.fft.fft2(image_hw.float(), norm="ortho").abs()).log1p() / np.log(10)
 
 
+def spread_curves(axes: Axes, x: Tensor, curves: dict[str, Tensor]) -> None:
+    """One line a name, the mean of its curves (S, n) over S seeds, and a band from the lowest to the highest.
+
+    x: (n,). Values that are nan are left out of means and bands; a name keeps its colour and mark in every figure
+    of as many names.
+    """
+    for (name, curve_Sn), colour, mark in zip(curves.items(), _BASE, "os^Dv*PX"):
+        known = ~curve_Sn.isnan().all(0)
+        points, kept_Sn = x[known].numpy(), curve_Sn[:, known].detach().float()
+        axes.plot(points, kept_Sn.nanmean(0).numpy(), color=colour, marker=mark, markersize=4, label=name)
+        if len(kept_Sn) > 1:
+            low, high = (np.nanquantile(kept_Sn.numpy(), q, axis=0) for q in (0, 1))
+            axes.fill_between(points, low, high, color=colour, alpha=0.2, linewidth=0)
+    axes.legend(frameon=False, fontsize=8)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
 def method_name(run: dict) -> str:
     """How a run is called in figures: its method, with "transductive" after it, or "supervised" for the ceiling."""
     if run["setting"] == "transductive":

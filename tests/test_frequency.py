@@ -2,9 +2,11 @@
 
 import pytest
 import torch
+from matplotlib.figure import Figure
 from torch import nn
 from torch.testing import assert_close
 
+from sptseg_lib import plots
 from sptseg_lib.frequency import (
     TOP,
     band_masks,
@@ -79,25 +81,27 @@ def test_transfer_of_a_circular_convolution_is_the_modulus_of_its_spectrum():
     power_hw = torch.fft.fft2(kernel).abs().square()
     masks = band_masks(grid, bin_edges(bins))
     expected = ((masks * power_hw).sum((1, 2)) / masks.sum((1, 2))).sqrt()
+    expected = torch.cat([torch.ones(1), expected])  # the kernel's sum is 1: the mean stays
     measured = transfer_function(conv, torch.randn(64, 2, *grid), bins)
     assert_close(measured.kept, expected, atol=0.02, rtol=0.02)
     assert measured.leaked.max() < 1e-3
-    assert_close(measured.frequency, bin_edges(bins).unfold(0, 2, 1).mean(1))
+    assert_close(measured.frequency[1:], bin_edges(bins).unfold(0, 2, 1).mean(1))
+    assert measured.frequency[0] == 0
 
 
 def test_transfer_of_a_spectral_pooling_filter_is_its_mask():
     gain = transfer_function(SpectralPoolingFilter(3.5, 0.9), torch.randn(2, 3, 16, 16), bins=16).kept
     # 3.5 bins of 16 are 0.22 cycles per sample, in the fifth of 16 bins.
-    assert_close(gain[1:4], torch.full((3,), 0.9), atol=1e-3, rtol=0)
-    assert_close(gain[6:], torch.full((10,), 0.1), atol=1e-3, rtol=0)
+    assert_close(gain[[0, 2, 3, 4]], torch.full((4,), 0.9), atol=1e-3, rtol=0)
+    assert_close(gain[7:], torch.full((10,), 0.1), atol=1e-3, rtol=0)
 
 
 def test_response_is_the_linear_part_at_the_working_point():
     x = torch.full((1, 2, 8, 8), 1.5) + 0.01 * torch.randn(1, 2, 8, 8)
     squared = transfer_function(torch.square, x, bins=4)
-    assert_close(squared.kept, torch.full((4,), 3.0), atol=0.1, rtol=0)
+    assert_close(squared.kept, torch.full((5,), 3.0), atol=0.1, rtol=0)
     nothing = transfer_function(torch.zeros_like, x, bins=4, residual=True)
-    assert_close(nothing.kept, torch.ones(4))
+    assert_close(nothing.kept, torch.ones(5))
 
 
 def test_what_changes_frequency_is_seen_as_leaking():
@@ -105,7 +109,7 @@ def test_what_changes_frequency_is_seen_as_leaking():
     checkers[::2, 1::2] = checkers[1::2, ::2] = -1
     moved = transfer_function(lambda x: x * checkers, torch.randn(8, 1, 16, 16), bins=4)
     # A product with a checkerboard turns frequency upside down: what was lowest is highest now.
-    assert moved.kept[0] < 0.1 and moved.leaked[0] > 0.9 and moved.gain_kk[0, 3] > 0.9
+    assert moved.kept[1] < 0.1 and moved.leaked[1] > 0.9 and moved.gain_kk[0, 4] > 0.9
 
 
 def test_a_layer_that_changes_the_grid_is_refused():
@@ -130,3 +134,12 @@ def test_layers_are_recorded_and_released():
     assert not seen["second"][1].requires_grad
     net(2 * x)
     assert_close(seen["first"][0], x)
+
+
+def test_curves_are_drawn_as_mean_and_band_without_empty_bins():
+    axes = Figure().subplots()
+    two_seeds = torch.tensor([[1, torch.nan, 2], [3, torch.nan, 6]])
+    plots.spread_curves(axes, torch.arange(3.0), {"two seeds": two_seeds, "one": torch.ones(1, 3)})
+    assert axes.lines[0].get_xydata().tolist() == [[0, 2], [2, 4]]
+    assert len(axes.lines) == 2 and len(axes.collections) == 1  # one seed has no band
+    assert axes.collections[0].get_paths()[0].get_extents().bounds == (0, 1, 2, 5)

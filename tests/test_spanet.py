@@ -27,7 +27,7 @@ TABLE = {
 def test_cost_is_the_published_one(size):
     with torch.device("meta"):
         model = spanet(size)
-    cost = count_cost(model, 1, 3, 224, 224)
+    cost = count_cost(model, (1, 3, 224, 224))
     published_parameters, published_adds, counted_parameters, counted_adds = TABLE[size]
     millions, billions = (cost.parameters + cost.filter_values) / 1e6, cost.multiply_adds / 1e9
     assert round(millions, 1) == published_parameters and round(millions, 2) == counted_parameters
@@ -41,14 +41,14 @@ def test_fixed_filters_hold_what_the_released_ones_hold():
         model = spanet("S")
     sides = (56, 28, 14, 7)
     expected = sum(3 * blocks * side**2 for blocks, side in zip(SIZES["S"].blocks, sides))
-    assert count_cost(model, 1, 3, 224, 224).filter_values == expected
+    assert count_cost(model, (1, 3, 224, 224)).filter_values == expected
 
 
 def test_cost_counts_what_it_says():
     conv = nn.Conv2d(3, 5, 3, padding=1, groups=1)
-    assert count_cost(conv, 2, 3, 8, 6).multiply_adds == 2 * 5 * 8 * 6 * 3 * 9
+    assert count_cost(conv, (2, 3, 8, 6)).multiply_adds == 2 * 5 * 8 * 6 * 3 * 9
     pool = nn.Sequential(nn.Conv2d(2, 4, 1), SpectralPoolingFilter(1, 0.7))
-    cost = count_cost(pool, 1, 2, 8, 4)
+    cost = count_cost(pool, (1, 2, 8, 4))
     assert (cost.parameters, cost.filter_values, cost.multiply_adds) == (12, 32, 32 * 2 * 4)
     there_and_back = 2 * transform_operations(4, 32, real=True)
     assert there_and_back == 2 * 2.5 * 4 * 32 * 5
@@ -125,7 +125,7 @@ def test_scales_are_where_their_names_say():
 @pytest.mark.parametrize("mixer", MIXERS)
 def test_blocks_hold_equally_many_parameters(mixer):
     model = equal_metaformer(mixer, (16, 16))
-    for body, width in zip(model.stages, (48, 96)):
+    for body, width in zip(model.stages, model.widths):
         for mix, network in zip(body[::2], body[1::2]):
             held = sum(p.numel() for part in (mix.branch, network.branch) for p in part.parameters())
             assert held == pytest.approx(block_parameters(width), abs=width + 1)

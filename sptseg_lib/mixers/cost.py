@@ -44,8 +44,8 @@ _FFTS = {
 }
 
 
-def count_cost(module: nn.Module, *shape: int) -> Cost:
-    """Costs of one forward pass of an input of this shape, for instance (1, 3, 224, 224).
+def count_cost(module: nn.Module, *shapes: tuple[int, ...]) -> Cost:
+    """Costs of one forward pass of inputs of these shapes, for instance `count_cost(model, (1, 3, 224, 224))`.
 
     Runs on the meta device where the module lives there, so that no number is computed. Convolutions, matrix
     products and attention are counted; norms, activations and other elementwise steps are not.
@@ -62,7 +62,7 @@ def count_cost(module: nn.Module, *shape: int) -> Cost:
     was_training = module.training
     try:
         with counter, torch.no_grad():
-            module.eval()(torch.empty(shape, device=device))
+            module.eval()(*(torch.zeros(shape, device=device) for shape in shapes))
     finally:
         module.train(was_training)
         for hook in hooks:

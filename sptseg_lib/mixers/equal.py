@@ -39,8 +39,8 @@ def equal_hidden(width: int, mixer: nn.Module) -> int:
 def equal_metaformer(
     mixer: str,
     grid: tuple[int, int],
-    widths: Sequence[int] = (48, 96),
-    blocks: Sequence[int] = (3, 3),
+    widths: Sequence[int] = (32, 64),
+    blocks: Sequence[int] = (2, 2),
     scale: Scale = "none",
     **options,
 ) -> MetaFormer:
