@@ -10,7 +10,7 @@ export PYTHONNOUSERSITE := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo smoke full test test-library test-notebooks lint format lab setup lock clean
+.PHONY: help demo smoke full test test-library test-notebooks lint format lab app setup lock clean
 
 help: ## list the commands
 	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(MAKEFILE_LIST) | while IFS='|' read -r name text; do printf '  make %-15s %s\n' "$$name" "$$text"; done
@@ -41,6 +41,10 @@ format: setup ## let ruff order and format the sources
 
 lab: setup ## open JupyterLab on the notebooks
 	$(RUN) -m jupyterlab notebooks
+
+app: setup ## segment your own picture in the browser: notebook 07 without its lesson
+	$(RUN) -m voila notebooks/07_segment_your_image.ipynb --TagRemovePreprocessor.enabled=True \
+	  --TagRemovePreprocessor.remove_cell_tags=lesson
 
 setup: $(STAMP) ## make the environment in .venv
 

@@ -130,11 +130,17 @@ def score_bars(runs: list[dict], scores: tuple[str, ...] = ("mIoU_seen", "mIoU_u
 
 
 def segmentation_figure(
-    image_3HW: Tensor, label_HW: Tensor, names: tuple[str, ...], seen: tuple[str, ...] = (), most: int = 15
+    image_3HW: Tensor,
+    label_HW: Tensor,
+    names: tuple[str, ...],
+    seen: tuple[str, ...] = (),
+    columns: int = 2,
+    most: int = 15,
 ) -> Figure:
     """A picture, and its label map laid over it; the largest `most` classes are named with their share in per cent.
 
     Shapes: image (3, H, W) in [0, 1], labels (H, W) indices into names. Names outside `seen` are marked with *.
+    columns: 1 for narrow screens.
     """
     image_3HW, label_HW = _for_screen(image_3HW, label_HW)
     share_K = torch.bincount(label_HW.flatten(), minlength=len(names)) * (100 / label_HW.numel())
@@ -146,30 +152,37 @@ def segmentation_figure(
     table = np.tile(to_rgb("#FFFFFF"), (len(names), 1))
     table[list(colour)] = [to_rgb(c) for c in colour.values()]
     H, W = label_HW.shape
-    if W > 1.6 * H:  # then one below the other
-        shape, figsize = (2, 1), (6.4, 12.8 * H / W + 1.2)
-    else:
-        shape, figsize = (1, 2), (7.6, 3.8 * min(1.6, H / W) + 0.9)
-    figure, axes = plt.subplots(*shape, figsize=figsize, layout="constrained")
-    show_image(axes[0], image_3HW, "picture")
-    shade = 0.35 * image_3HW.permute(1, 2, 0).numpy() + 0.65 * table[label_HW.numpy()]
-    axes[1].imshow(shade.clip(0, 1), interpolation="nearest")
+    columns = columns if W <= 1.6 * H else 1
+    width = 7.6 if columns == 2 else 4.6
+    height = width / columns * min(1.6, H / W) * (2 / columns)
+    figure, axes = plt.subplots(2 // columns, columns, figsize=(width, height + 1.0), layout="constrained")
+    # Enlarged, pixels stay squares.
+    interpolation = "nearest" if max(H, W) < 300 else "antialiased"
+    axes[0].imshow(image_3HW.permute(1, 2, 0).clamp(0, 1).numpy(), interpolation=interpolation)
+    axes[0].set_axis_off()
+    axes[0].set_title("picture")
+    grey_HW1 = image_3HW.mean(0)[..., None].numpy()  # the picture's own colours would change those of the classes
+    shade = 0.35 * grey_HW1 + 0.65 * table[label_HW.numpy()]
+    axes[1].imshow(shade.clip(0, 1), interpolation=interpolation)
     axes[1].set_axis_off()
     axes[1].set_title(f"{int((share_K > 0).sum())} of {len(names)} classes found")
     handles = [Patch(color=colour[k], label=f"{_short(names[k], names[k] in seen)} {share_K[k]:.0f} %") for k in named]
     if rest := 100 - float(share_K[named].sum()):
         if rest >= 0.5:
             handles.append(Patch(facecolor="white", edgecolor="grey", label=f"others {rest:.0f} %"))
-    figure.legend(handles=handles, loc="outside lower center", ncols=min(4, len(handles)), fontsize=8, frameon=False)
+    figure.legend(
+        handles=handles, loc="outside lower center", ncols=min(2 * columns, len(handles)), fontsize=8, frameon=False
+    )
+    plt.close(figure)  # a notebook then shows it once, as the value of its cell
     return figure
 
 
-def heat_figure(image_3HW: Tensor, heat_Khw: Tensor, names: list[str]) -> Figure:
+def heat_figure(image_3HW: Tensor, heat_Khw: Tensor, names: list[str], columns: int = 3) -> Figure:
     """One map of probabilities a class, (K, h, w), all in one colour scale from 0 to the highest."""
     H, W = image_3HW.shape[1:]
-    columns = min(len(names), 3 if W <= 2 * H else 1)
+    columns = min(len(names), columns if W <= 2 * H else 1)
     rows = -(-len(names) // columns)
-    width = 2.5 if columns > 1 else 6.0
+    width = 2.2 if columns > 1 else 4.0
     figure, axes = plt.subplots(
         rows, columns, figsize=(width * columns + 0.8, (width * min(1.8, H / W) + 0.3) * rows), layout="constrained",
         squeeze=False,
@@ -181,6 +194,7 @@ def heat_figure(image_3HW: Tensor, heat_Khw: Tensor, names: list[str]) -> Figure
         drawn = ax.imshow(heat_hw.numpy(), vmin=0, vmax=top, cmap="viridis", extent=(0, W, H, 0))
         ax.set_title(f"{_short(name, True)}: up to {float(heat_hw.max()):.2f}", fontsize=9)
     figure.colorbar(drawn, ax=axes, label="probability", fraction=0.04, pad=0.02)
+    plt.close(figure)
     return figure
 
 

@@ -56,19 +56,21 @@ class Segmentation:
         keys = ("class", "share", "mean", "highest", "seen")
         return sorted((dict(zip(keys, row)) for row in rows), key=lambda row: (-row["share"], -row["highest"]))
 
-    def figure(self) -> "Figure":
-        """The picture beside its label map, the largest classes named."""
+    def figure(self, columns: int = 2) -> "Figure":
+        """The picture and its label map, the largest classes named; columns=1 for narrow screens."""
         from .plots import segmentation_figure
 
-        return segmentation_figure(self.image_3HW, self.label_HW, self.class_names, self.seen)
+        return segmentation_figure(self.image_3HW, self.label_HW, self.class_names, self.seen, columns)
 
-    def heat_figure(self, most: int = 6) -> "Figure":
+    def heat_figure(self, most: int = 6, columns: int = 3) -> "Figure":
         """Where each of the `most` likeliest classes is, as maps of its probability."""
         from .plots import heat_figure
 
         rows = sorted(self.scores(), key=lambda row: -row["highest"])[:most]
         names = [row["class"] for row in rows]
-        return heat_figure(self.image_3HW, self.heat_Khw[[self.class_names.index(name) for name in names]], names)
+        return heat_figure(
+            self.image_3HW, self.heat_Khw[[self.class_names.index(name) for name in names]], names, columns
+        )
 
 
 def segment(
