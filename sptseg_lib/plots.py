@@ -155,7 +155,9 @@ def segmentation_figure(
     columns = columns if W <= 1.6 * H else 1
     width = 7.6 if columns == 2 else 4.6
     height = width / columns * min(1.6, H / W) * (2 / columns)
-    figure, axes = plt.subplots(2 // columns, columns, figsize=(width, height + 1.0), layout="constrained")
+    legend_rows = -(-(len(named) + 1) // (2 * columns))
+    size = (width, height + 0.6 / columns + 0.2 * legend_rows + 0.1)
+    figure, axes = plt.subplots(2 // columns, columns, figsize=size, layout="constrained")
     # Enlarged, pixels stay squares.
     interpolation = "nearest" if max(H, W) < 300 else "antialiased"
     axes[0].imshow(image_3HW.permute(1, 2, 0).clamp(0, 1).numpy(), interpolation=interpolation)

@@ -75,6 +75,13 @@ def press(page) -> None:
     page.get_by_role("button", name="Segment").click()
 
 
+def upload(page, path: Path) -> None:
+    with page.expect_file_chooser() as chooser:
+        page.locator("button", has_text="Picture").click()
+    chooser.value.set_files(path)
+    wait_until(lambda: "(1)" in page.locator("button", has_text="Picture").inner_text(), "nothing was uploaded")
+
+
 def test_on_a_desk_names_pictures_and_gamma_change_the_figures(browser, app, tmp_path):  # noqa: F811
     page = open_app(browser, app, 1280)
     text = page.inner_text("body")
@@ -101,13 +108,12 @@ def test_on_a_desk_names_pictures_and_gamma_change_the_figures(browser, app, tmp
     half[:, 45:] = (250, 120, 10)
     Image.fromarray(half).save(tmp_path / "half.jpg")
     before = pictures(page)
-    page.locator("input[type=file]").set_input_files(tmp_path / "half.jpg")
-    wait_until(lambda: "(1)" in page.locator("button", has_text="Picture").inner_text(), "nothing was uploaded")
+    upload(page, tmp_path / "half.jpg")
     press(page)
     wait_until(lambda: len(pictures(page)) == 2 and pictures(page)[1] != before[1], "an upload changes no figure")
 
     (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n")
-    page.locator("input[type=file]").set_input_files(tmp_path / "broken.png")
+    upload(page, tmp_path / "broken.png")
     press(page)
     wait_until(lambda: "no picture" in message(page) or "truncated" in message(page), "a broken file is not refused")
 

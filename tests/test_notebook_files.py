@@ -18,6 +18,7 @@ LESSONS = [
     "04_losses_and_splits",
     "05_train",
     "06_evaluate",
+    "07_segment_your_image",
 ]
 SOLUTIONS = sorted(path.stem for path in FOLDER.glob("solutions/*.ipynb"))
 ALL = [FOLDER / f"{stem}.ipynb" for stem in LESSONS] + [FOLDER / "solutions" / f"{stem}.ipynb" for stem in SOLUTIONS]
