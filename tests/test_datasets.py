@@ -113,6 +113,9 @@ def test_folders_may_be_given_at_any_level(level, tmp_path):
 
 
 def test_a_second_call_verifies_and_changes_nothing(prepared, broken):
+    (broken.parent / "empty").mkdir()  # made by hand, and taken as it is
+    WRITERS["coco_stuff"](broken.parent / "archives")
+    prepare(LAYOUTS["coco_stuff"], broken.parent / "empty", [broken.parent / "archives"], official=False)
     state = {path: path.stat().st_mtime_ns for path in broken.rglob("*")}
     again = prepare(LAYOUTS["coco_stuff"], broken, official=False)
     assert again == read_manifest(prepared)
@@ -274,6 +277,7 @@ def test_sources_that_cannot_serve_are_named(tmp_path):
     with pytest.raises(ValueError, match="made from leftImg8bit_trainvaltest.zip, gtFine_trainvaltest.zip"):
         prepare(layout, out, [tmp_path / "odd.zip"])
     (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("x")
     with pytest.raises(ValueError, match="was not prepared"):
         prepare(layout, tmp_path / "mine")
     assert not out.exists() and not out.with_name("out.partial").exists()

@@ -31,6 +31,7 @@ def command(layout: Layout, variants: dict[str, Layout] | None = None) -> None:
             str | None, typer.Option(help=f"Another form of the data set: {', '.join(variants or {}) or 'none'}.")
         ] = None,
     ) -> None:
+        """Get the archives, unpack them, convert the masks to train ids and verify all of it; or verify it again."""
         if variant and variant not in (variants or {}):
             _stop(f"there is no variant {variant!r}; known: {', '.join(variants or {}) or 'none'}")
         there = out.exists()

@@ -139,6 +139,7 @@ def check_checksum(path: Path, published: str | None, first_seen: Path | None = 
     if wanted and digests[algorithm] != wanted:
         raise ValueError(
             f"{path} has {algorithm} {digests[algorithm]}, {source} is {wanted}. It is damaged or another file "
-            "than its name says, and its labels could be anything; delete it and fetch it again."
+            "than its name says, and its labels could be anything; delete it and fetch it again (or say --unofficial, if it is a subset of "
+            "your own)."
         )
     return row

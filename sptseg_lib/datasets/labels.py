@@ -16,7 +16,7 @@ UNKNOWN = -1  # in a table: a raw value that the data set does not have
 
 
 def lookup(raw_to_train: dict[int, int], ignored=()) -> np.ndarray:
-    """The table of a data set: raw value -> train id + 1, 0 where ignored, UNKNOWN elsewhere; (highest + 1,) int16."""
+    """The table of a data set: raw value -> train id + 1, 0 where ignored, UNKNOWN elsewhere; (256 or more,) int16."""
     table = np.full(max([*raw_to_train, *ignored, 255]) + 1, UNKNOWN, np.int16)
     table[list(ignored)] = 0
     table[list(raw_to_train)] = np.fromiter(raw_to_train.values(), np.int16) + 1
@@ -96,9 +96,11 @@ def read_raw(path: Path) -> np.ndarray:
 
 def convert(raw_HW: np.ndarray, table: np.ndarray, name: str) -> np.ndarray:
     """Raw labels -> train id + 1, 0 where ignored: (H, W) uint8. Raises: ValueError that names unknown values."""
-    raw_HW = raw_HW.astype(np.int64)
-    inside = (raw_HW >= 0) & (raw_HW < len(table))
-    label_HW = np.where(inside, table[np.where(inside, raw_HW, 0)], UNKNOWN)
+    if raw_HW.dtype == np.uint8:  # every value is in the table: the fast way
+        label_HW = table[raw_HW]
+    else:
+        inside = (raw_HW >= 0) & (raw_HW < len(table))
+        label_HW = np.where(inside, table[np.where(inside, raw_HW, 0)], UNKNOWN)
     if (label_HW == UNKNOWN).any():
         unknown = np.unique(raw_HW[label_HW == UNKNOWN]).tolist()
         raise ValueError(

@@ -35,7 +35,7 @@ def prepare(
     Raises: ValueError or OSError, in one sentence, for everything that is wrong with sources, disk or folder.
     """
     out = Path(out).absolute()
-    if out.exists():
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         return verify_again(layout, out, official, workers)
     partial_folder = out.with_name(out.name + ".partial")
     state = _State(partial_folder, {"dataset": layout.name, "official": official})
