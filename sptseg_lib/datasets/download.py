@@ -122,7 +122,7 @@ def check_checksum(path: Path, published: str | None, first_seen: Path | None = 
     """A file's sha256, held against what is known of it.
 
     published: "md5:…" or "sha1:…", or None where nobody published one; then `first_seen`, a JSON file of sums by
-    file name, holds what the first download had, and is written by it.
+    file name that `remember` writes, may hold what the first download had.
     Returns: name, bytes, sha256, and which of the two it was held against.
     Raises: ValueError for another checksum.
     """
@@ -134,12 +134,16 @@ def check_checksum(path: Path, published: str | None, first_seen: Path | None = 
         known = json.loads(first_seen.read_text(encoding="utf-8")) if first_seen.exists() else {}
         wanted, source = known.get(path.name, ""), "that of the first download"
         row["held_against"] = "the first download" if wanted else "nothing: first seen"
-        if not wanted:
-            write_json(first_seen, known | {path.name: digests["sha256"]})
     if wanted and digests[algorithm] != wanted:
+        hint = " (or say --unofficial, if it is a subset of your own)" if published else ""
         raise ValueError(
-            f"{path} has {algorithm} {digests[algorithm]}, {source} is {wanted}. It is damaged or another file "
-            "than its name says, and its labels could be anything; delete it and fetch it again (or say --unofficial, if it is a subset of "
-            "your own)."
+            f"{path} has {algorithm} {digests[algorithm]}, {source} is {wanted}. It is damaged or another file than its "
+            f"name says, and its labels could be anything; delete it and fetch it again{hint}."
         )
     return row
+
+
+def remember(row: dict, first_seen: Path) -> None:
+    """Keep a file's sha256 as that of its first download, once it has proved to be whole."""
+    known = json.loads(first_seen.read_text(encoding="utf-8")) if first_seen.exists() else {}
+    write_json(first_seen, {row["name"]: row["sha256"]} | known)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ..disk import check_room
 from .archives import is_archive, unpack
-from .download import check_checksum, download, write_json
+from .download import check_checksum, download, remember, write_json
 from .labels import convert_mask, spread
 from .layouts import Archive, Layout
 from .manifest import SETS, check_manifest, describe, mask_path, read_manifest, write_manifest
@@ -136,12 +136,14 @@ def _unpack(archive: Archive, local: Path, folder: Path, state: _State, official
                 "repeat the first command, or delete the folder."
             )
     else:
+        first_seen = local.parent / "checksums.json" if fetched and not archive.checksum else None
         if size is None:
             known = {"name": archive.name, "held_against": "nothing: taken from a folder"}
         else:
-            first_seen = local.parent / "checksums.json" if fetched else None
             known = check_checksum(local, archive.checksum if official else None, first_seen)
         unpack(local, folder, archive.place, ", ".join(pattern for pattern, _ in archive.rules))
+        if first_seen:
+            remember(known, first_seen)
         state.sources[archive.name] = known | {"path": str(local)}
         state.save()
     return {key: value for key, value in state.sources[archive.name].items() if key != "path"}
