@@ -128,7 +128,12 @@ def check_checksum(path: Path, published: str | None, first_seen: Path | None = 
     """
     algorithm, _, wanted = (published or "sha256:").partition(":")
     digests = file_digests(path, "sha256", algorithm)
-    row = {"name": path.name, "bytes": path.stat().st_size, "sha256": digests["sha256"], "held_against": published}
+    row = {
+        "name": path.name,
+        "bytes": path.stat().st_size,
+        "sha256": digests["sha256"],
+        "held_against": published or "nothing",
+    }
     source = "the published one"
     if not published and first_seen is not None:
         known = json.loads(first_seen.read_text(encoding="utf-8")) if first_seen.exists() else {}
@@ -137,8 +142,8 @@ def check_checksum(path: Path, published: str | None, first_seen: Path | None = 
     if wanted and digests[algorithm] != wanted:
         hint = " (or say --unofficial, if it is a subset of your own)" if published else ""
         raise ValueError(
-            f"{path} has {algorithm} {digests[algorithm]}, {source} is {wanted}. It is damaged or another file than its "
-            f"name says, and its labels could be anything; delete it and fetch it again{hint}."
+            f"{path} has {algorithm} {digests[algorithm]}, {source} is {wanted}. It is damaged or another file than "
+            f"its name says, and its labels could be anything; delete it and fetch it again{hint}."
         )
     return row
 
