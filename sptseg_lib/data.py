@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler
 from torchvision.transforms.v2.functional import pil_to_tensor
 
 from .augment import augment, recipe
@@ -150,34 +150,67 @@ def _known(dataset: str) -> None:
         )
 
 
-def train_loader(settings, split: Split, scenes: SceneSettings | None = None) -> DataLoader:
+class Shares(Sampler):
+    """For each iteration, the part of the global batch that one of `world` processes takes."""
+
+    def __init__(self, iterations: int, batch: int, rank: int, world: int):
+        self.iterations, self.batch, self.rank, self.share = iterations, batch, rank, batch // world
+
+    def __len__(self) -> int:
+        return self.iterations
+
+    def __iter__(self):
+        for first in range(0, self.iterations * self.batch, self.batch):
+            own = first + self.rank * self.share
+            yield list(range(own, own + self.share))
+
+
+def train_loader(
+    settings, split: Split, scenes: SceneSettings | None = None, rank: int = 0, world: int = 1
+) -> DataLoader:
     """Batches for `settings.iterations` iterations of training, in an order that its seed fixes.
 
     settings: TrainSettings. In the inductive setting unseen labels are 255 and seen ones count from 0;
-    in the transductive one unseen labels are `transductive.HIDDEN` and seen ones stay.
+    in the transductive one unseen labels are `transductive.HIDDEN` and seen ones stay. Of `world` processes,
+    each gets its share of every global batch.
     """
     _known(settings.dataset)
     length = settings.iterations * settings.batch
     hide = {"inductive": hide_unseen, "transductive": mark_unseen}.get(settings.setting)
     hide = hide and partial(hide, split=split)
-    share = settings.batch // settings.devices  # the global batch is kept whatever the number of devices
     if settings.dataset == "shapescenes":
         scenes = scenes or SceneSettings(size=settings.size)
-        data = SceneData(length, scenes, TRAIN_SEED + 1000 * settings.seed, hide)
-        return DataLoader(data, share, shuffle=False, collate_fn=_stack, num_workers=0)
-    data = VocData(settings.dataset, "train", split, settings.size, length, hide, settings.seed)
-    return DataLoader(data, share, shuffle=False, collate_fn=_stack, num_workers=2)
+        data, workers = SceneData(length, scenes, TRAIN_SEED + 1000 * settings.seed, hide), 0
+    else:
+        data = VocData(settings.dataset, "train", split, settings.size, length, hide, settings.seed)
+        workers = settings.num_workers
+    return DataLoader(
+        data, batch_sampler=Shares(settings.iterations, settings.batch, rank, world), collate_fn=_stack,
+        num_workers=workers, prefetch_factor=4 if workers else None, pin_memory=torch.cuda.is_available(),
+    )  # fmt: skip
 
 
-def held_out_loader(settings, split: Split, scenes: SceneSettings | None = None) -> DataLoader:
+def first_images(loader: DataLoader, count: int) -> Tensor:
+    """The first `count` images that a training loader's data hold, over all devices: (count, 3, H, W)."""
+    data, indices = loader.dataset, list(range(count))
+    batch = data.__getitems__(indices) if hasattr(data, "__getitems__") else _stack([data[i] for i in indices])
+    return batch.image_B3HW
+
+
+def held_out_loader(
+    settings, split: Split, scenes: SceneSettings | None = None, rank: int = 0, world: int = 1
+) -> DataLoader:
     """Held-out pictures, each once: settings.scenes ShapeScenes, or the folder's val set.
 
-    settings: EvaluateSettings.
+    settings: EvaluateSettings. Of `world` processes, each gets every world-th batch: together they see each
+    picture once, in the very batches of a single process, and none is repeated to fill up the last ones.
     """
     _known(settings.dataset)
     seed = TEST_SEED if settings.part == "test" else VALIDATION_SEED
     if settings.dataset == "shapescenes":
         data = SceneData(settings.scenes, scenes or SceneSettings(size=settings.size), seed)
-        return DataLoader(data, settings.batch, collate_fn=_stack)
-    # Pictures differ in size: one at a time.
-    return DataLoader(VocData(settings.dataset, "val", split), 1, collate_fn=_stack, num_workers=2)
+        batch, workers = settings.batch, 0
+    else:  # pictures differ in size: one at a time
+        data, batch, workers = VocData(settings.dataset, "val", split), 1, settings.num_workers
+    batches = list(BatchSampler(range(len(data)), batch, drop_last=False))[rank::world]
+    return DataLoader(data, batch_sampler=batches, collate_fn=_stack, num_workers=workers)

@@ -5,6 +5,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from .clip.backbone import VisionBackbone, run_block
 from .graph.prompt import GraphPrompt, image_basis
@@ -67,6 +68,7 @@ class PromptedEncoder(nn.Module):
             for _ in range(len(set(self.spectral_index.values())))
         )
         self.norm = nn.LayerNorm(width, eps=1e-6)
+        self.checkpointing = False  # keep each layer's input alone, and compute the layer again for its gradient
 
     def forward(self, image_B3HW: Tensor) -> Encoded:
         tokens_BND, (h, w) = self.backbone.embed(image_B3HW, self.class_token_twice)
@@ -87,7 +89,12 @@ class PromptedEncoder(nn.Module):
             if self.tokens_LMD is not None:
                 parts.insert(1, self.dropout(prompts_LMD[layer].expand(B, -1, -1)).to(dtype))
             with torch.autocast(image_B3HW.device.type, enabled=False):
-                tokens_BND = run_block(block, torch.cat(parts, dim=1))
+                tokens_BND = torch.cat(parts, dim=1)
+                if self.checkpointing and tokens_BND.requires_grad:
+                    # No layer draws random numbers: there is no state of theirs to restore.
+                    tokens_BND = checkpoint(run_block, block, tokens_BND, use_reentrant=False, preserve_rng_state=False)
+                else:
+                    tokens_BND = run_block(block, tokens_BND)
             cls_B1D, patches_BND = tokens_BND[:, :1], tokens_BND[:, -h * w :]
         kept_BND = self.norm(torch.cat([cls_B1D, patches_BND], dim=1).float())
         joint_BNE = F.normalize(self.backbone.project(kept_BND.to(dtype)).float(), dim=-1)

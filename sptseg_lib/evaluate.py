@@ -17,9 +17,10 @@ from .clip.load import Clip, load_clip
 from .clip.text import class_text
 from .data import held_out_loader, split_for
 from .diagnose import HEALTHY, diagnose
-from .inference import class_probabilities, label_maps
+from .distributed import Place, launch
+from .inference import label_maps, scaled_probabilities
 from .metrics import confusion_matrix, scores
-from .precision import backbone_dtype, find_device
+from .precision import backbone_dtype
 from .scenes.render import SceneSettings
 from .settings import EvaluateSettings
 from .splits import Split
@@ -74,9 +75,9 @@ def _trained_predictor(folder: Path, split: Split, settings: EvaluateSettings, d
     segmenter = segmenter.to(device)
 
     def predict(image_B3HW: Tensor) -> Tensor:
-        return class_probabilities(
+        return scaled_probabilities(
             lambda piece: segmenter(piece, text_KE).sigmoid(),
-            image_B3HW.to(device), settings.size, segmenter.patch, settings.stride,
+            image_B3HW.to(device), settings.size, segmenter.patch, settings.stride, settings.short_side,
         )  # fmt: skip
 
     return predict, trained
@@ -89,9 +90,9 @@ def _floor_predictor(dense: Callable, clip: Clip, split: Split, settings: Evalua
     scale = clip.model.logit_scale.exp().item()
 
     def predict(image_B3HW: Tensor) -> Tensor:
-        return class_probabilities(
+        return scaled_probabilities(
             lambda piece: (dense(backbone, (piece - mean) / std, text_KE) * scale).softmax(1),
-            image_B3HW.to(device), settings.size, backbone.patch, settings.stride,
+            image_B3HW.to(device), settings.size, backbone.patch, settings.stride, settings.short_side,
         )  # fmt: skip
 
     return predict
@@ -104,9 +105,14 @@ def evaluate(settings: EvaluateSettings, scenes: SceneSettings | None = None) ->
     gamma, pAcc, mIoU_seen, mIoU_unseen, hIoU, things and stuff apart (per cent), per_class, seconds,
     images_per_second, "diagnosis" (a known disaster's name; also printed), and "reported": true for the entry at
     `settings.gamma`. The floors, which need no shift, are scored at γ = 0.
+    With several devices each scores its own pictures, none twice, and the confusion matrices are added up.
     Raises: FileNotFoundError where nothing has been trained.
     """
-    run_dir, device = settings.folder, find_device()
+    return launch(settings, _evaluate, settings, scenes)
+
+
+def _evaluate(place: Place, settings: EvaluateSettings, scenes: SceneSettings | None) -> dict:
+    run_dir, device = settings.folder, place.device
     split = split_for(settings.dataset, settings.split)
     folders = sorted(path.parent for path in run_dir.glob(f"train/*/{WEIGHTS}"))
     if not folders:
@@ -120,7 +126,7 @@ def evaluate(settings: EvaluateSettings, scenes: SceneSettings | None = None) ->
         *((folder.name, folder) for folder in folders),
     ]
     for name, folder in jobs:
-        loader = held_out_loader(settings, split, scenes)
+        loader = held_out_loader(settings, split, scenes, place.rank, place.world)
         if folder is None:
             model = read_settings(folders[0]).model()
             predict = _floor_predictor(FLOORS[name], load_clip(*model.clip_source), split, settings, device)
@@ -134,7 +140,10 @@ def evaluate(settings: EvaluateSettings, scenes: SceneSettings | None = None) ->
                     "would be scored as unseen; evaluate with its own split."
                 )
             own_gammas = gammas if setting == "inductive" else [0.0]
-        confusion_GKK, rows, seconds = score_images(predict, loader, split, own_gammas, name)
+        shares = place.gather(score_images(predict, loader, split, own_gammas, name))
+        confusion_GKK = sum(share[0] for share in shares)
+        rows = sorted((row for share in shares for row in share[1]), key=lambda row: row["picture"])
+        seconds = max(share[2] for share in shares)
         pictures += [{"run": name, **row} for row in rows]
         diagnosis = diagnose(confusion_GKK[0], split)
         if diagnosis is not HEALTHY:
@@ -147,6 +156,8 @@ def evaluate(settings: EvaluateSettings, scenes: SceneSettings | None = None) ->
                 "seconds": round(seconds, 2), "images_per_second": round(len(rows) / seconds, 2),
             })  # fmt: skip
     metrics = {"runs": runs}
+    if place.rank:
+        return metrics
     (run_dir / "metrics.json").write_text(json.dumps(metrics, indent=1))
     with (run_dir / "pictures.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, fieldnames=list(pictures[0]))

@@ -17,6 +17,7 @@ import nbformat
 from .disk import check_room
 from .pipeline import Pipeline, PipelineError, Step
 from .report import clock, hardware, read_metrics, write_report
+from .settings import HOW
 
 
 class StepError(RuntimeError):
@@ -117,7 +118,7 @@ def _refuse_other_parameters(pipeline: Pipeline, run_dir: Path, state: dict) -> 
         differences += [
             f"{name}.{key} was {old!r} and is now {now[key]!r}"
             for key, old in entry["parameters"].items()
-            if key in now and now[key] != old
+            if key in now and now[key] != old and key not in HOW
         ]
     if differences:
         raise PipelineError(

@@ -83,6 +83,25 @@ def shift_seen(best: Best, gammas: list[float]) -> Tensor:
     return torch.where(best.seen_BHW - shift_G111 >= best.unseen_BHW, best.seen_id_BHW, best.unseen_id_BHW)
 
 
+def scaled_probabilities(
+    score: Callable[[Tensor], Tensor], image_B3HW: Tensor, window: int, patch: int, stride: int = 0, short_side: int = 0
+) -> Tensor:
+    """`class_probabilities` of the image resized, and back at its own size: (B, 3, H, W) -> (B, K, H, W).
+
+    The shorter side becomes `short_side` pixels, or the longer one four times as many where that is smaller;
+    0 leaves the image as it is.
+    """
+    size = image_B3HW.shape[-2:]
+    if short_side:
+        scale = min(short_side / min(size), 4 * short_side / max(size))
+        scaled = [max(1, round(side * scale)) for side in size]
+        image_B3HW = F.interpolate(image_B3HW, size=scaled, mode="bilinear", antialias=True)
+    probability_BKHW = class_probabilities(score, image_B3HW, window, patch, stride)
+    if probability_BKHW.shape[-2:] == size:
+        return probability_BKHW
+    return F.interpolate(probability_BKHW, size=size, mode="bilinear")
+
+
 def label_maps(probability_BKHW: Tensor, seen_ids: tuple[int, ...], gammas: list[float]) -> Tensor:
     """Label maps for each seen-class shift: (B, K, H, W), G shifts -> (G, B, H, W) int64.
 

@@ -122,7 +122,8 @@ def load_pipeline(path: str | Path, overrides: list[str] | tuple[str, ...] = ())
             )
         products[product] = name
         _check_start(name, parameters, products)
-        fingerprint = _sha256(json.dumps([fingerprint, [cell.source for cell in step_cells], parameters]).encode())
+        what = {key: value for key, value in parameters.items() if key not in settings.HOW}
+        fingerprint = _sha256(json.dumps([fingerprint, [cell.source for cell in step_cells], what]).encode())
         steps.append(
             Step(name, notebooks[entry.notebook], parameters, given, "run_dir" in defaults, product, fingerprint)
         )

@@ -140,6 +140,10 @@ def preset(name: str, **changes) -> ModelSettings:
 Gammas = Annotated[list[float], Field(min_length=1)]
 
 
+# How a run is computed, not what: a resumed run may change these, and its results stay comparable.
+HOW = frozenset("devices num_nodes strategy num_workers accumulate activation_checkpointing compile save_every".split())
+
+
 def project_root() -> Path:
     """The checkout: the nearest folder at or above the current one that holds notebooks/pipelines, or the current one.
 
@@ -156,8 +160,13 @@ class RunSettings(Settings):
     dataset: str = Field("shapescenes", description="shapescenes, or the folder of a data set in PASCAL VOC's layout")
     split: str = Field("default", description="a name in sptseg_lib.splits.SPLITS")
     size: int = Field(128, ge=8, description="side of an image, or of a sliding window, in pixels")
-    batch: int = Field(16, ge=1, description="images of an iteration, over all devices")
-    devices: int = Field(1, ge=1)
+    batch: int = Field(16, ge=1, description="images of a training iteration, over all devices; at once when testing")
+    devices: int = Field(1, ge=1, description="processes on each machine: one a GPU, or CPU processes where none is")
+    num_nodes: int = Field(1, ge=1, description="machines")
+    strategy: Literal["auto", "ddp", "ddp_notebook"] = Field(
+        "auto", description="how processes start; auto: forked in a notebook, from the command line elsewhere"
+    )
+    num_workers: int = Field(2, ge=0, description="processes a device that read pictures; ShapeScenes need none")
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="of the frozen backbone; auto: bfloat16 where the hardware computes in it"
     )
@@ -185,6 +194,9 @@ class TrainSettings(RunSettings):
     warmup: int = Field(50, ge=0, description="iterations of linear warm-up")
     weight_decay: float = Field(0.01, ge=0)
     save_every: int = Field(100, ge=1, description="iterations between checkpoints to resume from")
+    accumulate: int = Field(1, ge=1, description="parts in which each device takes its share of the batch")
+    activation_checkpointing: bool = Field(False, description="compute layers twice, to keep less in memory")
+    compile: bool = Field(False, description="torch.compile the model: minutes at the start, then faster on a GPU")
 
     @model_validator(mode="after")
     def _model_exists(self):
@@ -194,10 +206,11 @@ class TrainSettings(RunSettings):
                 f"start={self.start!r} has no meaning in the {self.setting} setting: it begins with fresh weights. "
                 "Leave it empty, or choose setting 'transductive'."
             )
-        if self.batch % self.devices:
+        if self.batch % (self.devices * self.num_nodes * self.accumulate):
             raise ValueError(
-                f"batch={self.batch} cannot be shared out among {self.devices} devices. The global batch would change; "
-                "choose a multiple."
+                f"batch={self.batch} cannot be shared out among {self.devices} devices on {self.num_nodes} machines in "
+                f"{self.accumulate} parts. The global batch would change; choose a multiple of "
+                f"{self.devices * self.num_nodes * self.accumulate}."
             )
         return self
 
@@ -228,3 +241,6 @@ class EvaluateSettings(RunSettings):
         "test", description="which ShapeScenes; settings are chosen on the latter"
     )
     stride: int = Field(0, ge=0, description="pixels between sliding windows; 0: five sixths of a window")
+    short_side: int = Field(
+        0, ge=0, description="pixels to which a picture's shorter side is resized for testing; 0: as it is"
+    )

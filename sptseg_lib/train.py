@@ -3,27 +3,33 @@
 import logging
 import signal
 import warnings
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
 from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from .checkpoint import SETTINGS, WEIGHTS, load_trained, read_settings, save_checkpoint, write_settings
 from .clip.load import Clip, load_clip
 from .clip.text import class_text
-from .data import Batch, split_for, train_loader
+from .data import Batch, first_images, split_for, train_loader
 from .disk import check_room
+from .distributed import present_pairs, same_everywhere
 from .model import Segmenter, build_segmenter
 from .precision import backbone_dtype, find_device
 from .scenes.render import SceneSettings
-from .settings import TrainSettings
+from .settings import HOW, TrainSettings
 from .splits import Split
 from .transductive import label_unseen
 
 RESUME = "last.ckpt"
+PER_PAIR = {"focal", "dice"}  # losses that are divided by the (image, present class) pairs of a batch
 # Lightning greets every run with a list of the accelerators that are not there.
 logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
 
@@ -57,26 +63,64 @@ class SegmentationTraining(L.LightningModule):
         super().__init__()
         self.segmenter, self.settings = segmenter, settings
         self.unseen_ids = unseen_ids  # whose pixels get pseudo labels; none but in the transductive setting
+        self.first_images: Tensor | None = None  # on which the gates are opened; None where they are open
+        self.load: Callable[[int, int], DataLoader] | None = None  # batches for (rank, world)
+        self.automatic_optimization = False  # Lightning's own accumulation knows nothing of the whole batch
         self.register_buffer("class_text_KE", class_text_KE, persistent=False)
 
-    def training_step(self, batch: Batch, _) -> Tensor:
-        # Dropout depends on seed and step alone, so that a resumed run draws what an unbroken one would.
-        torch.manual_seed(self.settings.seed * 1_000_003 + self.global_step)
+    def train_dataloader(self) -> DataLoader:
+        return self.load(self.global_rank, self.trainer.world_size)
+
+    def on_train_start(self) -> None:
+        if self.first_images is not None:  # not a run that goes on from a checkpoint
+            self.segmenter.eval().open_gates(self.first_images.to(self.device))
+            self.segmenter.train()
+            self.first_images = None
+        same_everywhere(self.segmenter)
+
+    def training_step(self, batch: Batch, _) -> None:
+        """One iteration: this device's share of the global batch, in `accumulate` parts.
+
+        Focal and dice loss are divided by a count over the whole batch. Each part's own division is undone, so
+        that the mean over parts and devices is the loss of the whole batch, and so is its gradient.
+        """
+        settings, K = self.settings, len(self.class_text_KE)
+        # Dropout depends on seed, step and device alone, so that a resumed run draws what an unbroken one would.
+        torch.manual_seed(settings.seed * 1_000_003 + self.global_step + 500_009 * self.global_rank)
         label_BHW = batch.label_BHW
         if self.unseen_ids:
             label_BHW = label_unseen(self.segmenter, batch.image_B3HW, label_BHW, self.class_text_KE, self.unseen_ids)
-        losses = self.segmenter.loss(batch.image_B3HW, label_BHW, self.class_text_KE)
-        loss = losses["loss"]
-        if not torch.isfinite(loss):
-            saved = self.settings.folder / "train" / self.settings.name / RESUME
-            kept = f"the last good ones are in {RESUME}" if saved.is_file() else "none had been saved yet"
-            raise RuntimeError(
-                f"The loss is {loss.item()} at iteration {self.global_step}. Training on would destroy the weights; "
-                f"{kept}. Start over in another run_dir with a lower learning_rate (now {self.settings.learning_rate})."
-            )
-        self.log_dict({name: value.detach() for name, value in losses.items()}, prog_bar=True)
-        self.log("learning_rate", self.optimizers().param_groups[0]["lr"])
-        return loss
+        reduce = self.trainer.strategy.reduce
+        parts = settings.accumulate * self.trainer.world_size
+        mean_pairs = reduce(present_pairs(label_BHW, K), reduce_op="sum").clamp(min=1) / parts
+        total: dict[str, Tensor] = {}
+        for part in zip(batch.image_B3HW.chunk(settings.accumulate), label_BHW.chunk(settings.accumulate)):
+            losses = self.segmenter.loss(*part, self.class_text_KE)
+            share = present_pairs(part[1], K).clamp(min=1) / mean_pairs
+            losses = {name: losses[name] * (share if name in PER_PAIR else 1) for name in losses if name != "loss"}
+            losses["loss"] = sum(losses.values())
+            self.manual_backward(losses["loss"] / settings.accumulate)
+            for name, value in losses.items():
+                total[name] = total.get(name, 0) + value.detach() / settings.accumulate
+        mean = dict(zip(total, reduce(torch.stack([*total.values()]), reduce_op="mean")))
+        self.check_finite(mean["loss"])
+        optimiser = self.optimizers()
+        self.log_dict(mean, prog_bar=True)
+        self.log("learning_rate", optimiser.param_groups[0]["lr"])
+        self.clip_gradients(optimiser, gradient_clip_val=1.0, gradient_clip_algorithm="norm")
+        optimiser.step()
+        optimiser.zero_grad()
+        self.lr_schedulers().step()
+
+    def check_finite(self, loss: Tensor) -> None:
+        if torch.isfinite(loss):
+            return
+        saved = self.settings.folder / "train" / self.settings.name / RESUME
+        kept = f"the last good ones are in {RESUME}" if saved.is_file() else "none had been saved yet"
+        raise RuntimeError(
+            f"The loss is {loss.item()} at iteration {self.global_step}. Training on would destroy the weights; "
+            f"{kept}. Start over in another run_dir with a lower learning_rate (now {self.settings.learning_rate})."
+        )
 
     def configure_optimizers(self):
         groups = parameter_groups(self.segmenter, self.settings.weight_decay)
@@ -96,7 +140,7 @@ def check_run(folder: Path, settings: TrainSettings) -> None:
     if not (folder / SETTINGS).is_file():
         return
     there, wanted = (x.model_dump(mode="json") for x in (read_settings(folder), settings))
-    loose = {"devices", "save_every", "run_dir"}  # what a resumed run may change
+    loose = HOW | {"run_dir"}  # what a resumed run may change
     odd = [f"{k}={there[k]!r}, not {v!r}" for k, v in wanted.items() if k not in loose and there[k] != v]
     if odd:
         raise ValueError(
@@ -132,6 +176,12 @@ def check_start(settings: TrainSettings, split: Split) -> None:
             )
 
 
+def _loader_from(first: int, settings: TrainSettings, split: Split, scenes, rank: int, world: int) -> DataLoader:
+    loader = train_loader(settings, split, scenes, rank, world)
+    loader.dataset.first = first
+    return loader
+
+
 def fit(
     settings: TrainSettings, clip: Clip | None = None, scenes: SceneSettings | None = None, progress: bool = True
 ) -> Path:
@@ -158,7 +208,10 @@ def fit(
     L.seed_everything(settings.seed, verbose=False)
     segmenter = build_segmenter(model, clip, backbone_dtype(settings.precision, device))
     names = split.seen if settings.setting == "inductive" else split.classes
-    write_settings(folder, settings)  # only now that nothing about them is wrong
+    segmenter.encoder.checkpointing = settings.activation_checkpointing
+    if settings.compile:
+        segmenter.compile()
+    rank_zero_only(write_settings)(folder, settings)  # only now that nothing about them is wrong
     unseen_ids = split.unseen_ids if settings.setting == "transductive" else ()
     training = SegmentationTraining(segmenter, class_text(clip, names, model.prompt), settings, unseen_ids)
     callbacks = [ModelCheckpoint(folder, save_last=True, save_top_k=0, every_n_train_steps=settings.save_every)]
@@ -167,33 +220,37 @@ def fit(
     trainer = L.Trainer(
         accelerator=device if device == "cpu" else "gpu",
         devices=settings.devices,
+        num_nodes=settings.num_nodes,
+        strategy=settings.strategy if settings.devices * settings.num_nodes > 1 else "auto",
         max_epochs=1,
-        gradient_clip_val=1.0,
         logger=CSVLogger(folder, name="", version="log"),
-        log_every_n_steps=min(10, settings.iterations),
+        log_every_n_steps=1 if settings.iterations < 100 else 10,
         callbacks=callbacks,
         enable_progress_bar=progress,
         enable_model_summary=False,
-        use_distributed_sampler=True,
+        use_distributed_sampler=False,  # it would shuffle
     )
-    resume = folder / RESUME
+    resume, first = folder / RESUME, 0
     if resume.is_file():
         done = torch.load(resume, map_location="cpu", weights_only=True)["global_step"]
-        loader.dataset.first = done * settings.batch  # Lightning would start the data anew
+        first = done * settings.batch  # Lightning would start the data anew
     elif settings.setting == "transductive":
         load_trained(segmenter, settings.start_folder / WEIGHTS)
     else:
-        segmenter.eval().open_gates(next(iter(loader)).image_B3HW)
+        training.first_images = first_images(loader, settings.batch)
+    training.load = partial(_loader_from, first, settings, split, scenes)
     training.train()
     on_interrupt = signal.getsignal(signal.SIGINT)
     try:
         with warnings.catch_warnings():
             # Lightning's own use of a torch function that torch is retiring: nothing that a user could change.
             warnings.filterwarnings("ignore", message=r".*isinstance\(treespec, LeafSpec\)")
-            trainer.fit(training, loader, ckpt_path=resume if resume.is_file() else None, weights_only=True)
+            trainer.fit(training, ckpt_path=resume if resume.is_file() else None, weights_only=True)
     except SystemExit:  # Lightning turns Ctrl+C into an exit, and leaves further ones ignored
         signal.signal(signal.SIGINT, on_interrupt)
         raise KeyboardInterrupt from None
-    save_checkpoint(folder, segmenter, settings)
-    resume.unlink(missing_ok=True)
+    if trainer.is_global_zero:
+        save_checkpoint(folder, segmenter, settings)
+        resume.unlink(missing_ok=True)
+    trainer.strategy.barrier()  # so that every process finds the weights
     return folder

@@ -25,6 +25,7 @@ ORDER = [
     "clip",
     "graph",
     "settings",
+    "distributed",
     "splits",
     "transductive",
     "datasets",
