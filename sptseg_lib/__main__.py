@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from .execute import StepError, run_pipeline
+from .execute import StepError, run_pipeline, train_pipeline
 from .pipeline import Pipeline, PipelineError, load_pipeline
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True)
@@ -40,6 +40,23 @@ def run(
     except (ValueError, OSError) as error:
         _stop(f"Error: {error}", 2)
     typer.echo(f"Report: {report}")
+
+
+@app.command()
+def train(
+    pipeline: File,
+    changes: Changes = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of run folders; default: runs/ beside notebooks/.")] = None,
+) -> None:
+    """Train and score a pipeline's runs without notebooks: under torchrun or SLURM, on many machines.
+
+    `run` with the same arguments then makes the notebooks and the report, and finds everything trained.
+    """
+    loaded = _load(pipeline, changes)
+    try:
+        train_pipeline(loaded, out)
+    except (ValueError, OSError) as error:
+        _stop(f"Error: {error}", 2)
 
 
 @app.command()

@@ -87,6 +87,30 @@ def run_pipeline(
     return write_report(run_dir, pipeline.title, pipeline.parameters, rows, state["hardware"])
 
 
+def train_pipeline(pipeline: Pipeline, out: str | Path | None = None) -> None:
+    """Train and evaluate what the steps of 05_train and 06_evaluate describe, in this process, without notebooks.
+
+    Raises: PipelineError for a run folder of other parameters, and what `fit` and `evaluate` raise.
+    """
+    from lightning.pytorch.utilities import rank_zero_only  # heavy, and a check needs none of it
+
+    from .evaluate import evaluate
+    from .settings import EvaluateSettings, TrainSettings
+    from .train import fit
+
+    run_dir = (Path(out or pipeline.root / "runs") / pipeline.name).resolve()
+    if rank_zero_only.rank == 0:  # the others would see the folder half made
+        state = _read_state(run_dir, fresh=False)
+        _refuse_other_parameters(pipeline, run_dir, state)
+        run_dir.mkdir(parents=True, exist_ok=True)
+        _write_state(run_dir, state)  # a run folder of this pipeline, perhaps with no notebook executed yet
+    for step in pipeline.steps:
+        if step.product == "metrics.json":
+            evaluate(EvaluateSettings(**step.parameters, run_dir=str(run_dir)))
+        elif step.product:
+            fit(TrainSettings(**step.parameters, run_dir=str(run_dir)))
+
+
 def _read_state(run_dir: Path, fresh: bool) -> dict:
     path = run_dir / "state.json"
     if not path.exists():
