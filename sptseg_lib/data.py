@@ -16,7 +16,7 @@ from .augment import augment, recipe
 from .datasets.manifest import check_manifest, read_names
 from .pictures import read_rgb
 from .scenes.render import SceneSettings, render_scenes
-from .splits import Split, find_split, hide_unseen, make_split
+from .splits import SPLITS, Split, find_split, hide_unseen, make_split, transfer_split
 from .transductive import mark_unseen
 
 # Seeds of the scene streams; a run's own seed is added to the first alone. γ was chosen on validation scenes.
@@ -134,12 +134,20 @@ def _stack(items: "Batch | list[Batch]") -> Batch:
 
 
 def split_for(dataset: str, split: str) -> Split:
-    """The split of a run: a named one, or for a folder the classes of its classes.txt with that split's unseen ones."""
+    """The split of a run: a named one, or for a folder the classes of its classes.txt with that split's unseen ones.
+
+    Where the folder holds the classes of another known data set, it is that split transferred to them: what a run
+    trained on `split` is scored under there (splits.transfer_split), named "voc12_to_coco_stuff".
+    """
     named = find_split(split)
-    listing = Path(dataset) / "classes.txt"
-    if dataset == "shapescenes" or not listing.is_file():
+    if dataset == "shapescenes" or not (Path(dataset) / "classes.txt").is_file():
         return named
-    return make_split(named.name, read_names(listing.parent), named.unseen, named.stuff)
+    classes = read_names(Path(dataset))
+    if set(classes) != set(named.classes):
+        target = next((other for other in SPLITS.values() if set(other.classes) == set(classes)), None)
+        if target is not None:
+            return transfer_split(named, make_split(target.name, classes, (), target.stuff))
+    return make_split(named.name, classes, named.unseen, named.stuff)
 
 
 def _known(dataset: str) -> None:

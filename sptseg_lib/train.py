@@ -194,6 +194,11 @@ def fit(
     """
     folder = settings.folder / "train" / settings.name
     split = split_for(settings.dataset, settings.split)
+    if split.name != settings.split:
+        raise ValueError(
+            f"{settings.dataset} holds the classes of another data set than split {settings.split!r}, which can be "
+            "tested on it, not trained. Most of its classes would count as unseen; train with its own split."
+        )
     loader = train_loader(settings, split, scenes)
     check_run(folder, settings)
     if (folder / WEIGHTS).is_file():

@@ -5,8 +5,10 @@ import shutil
 import signal
 from collections import namedtuple
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 from sptseg_lib.checkpoint import SETTINGS, WEIGHTS, load_segmenter, read_settings, save_checkpoint
@@ -17,6 +19,7 @@ from sptseg_lib.model import Segmenter, build_segmenter
 from sptseg_lib.scenes.render import SceneSettings
 from sptseg_lib.scenes.voc_layout import write_voc
 from sptseg_lib.settings import EvaluateSettings, TrainSettings
+from sptseg_lib.splits import SPLITS, make_split
 from sptseg_lib.train import RESUME, SegmentationTraining, fit, learning_rate_factor
 
 SMALL = {
@@ -292,6 +295,32 @@ def test_a_run_is_not_scored_on_a_split_that_it_was_not_trained_for(finished):
     other = EvaluateSettings(run_dir=str(finished.parents[1]), scenes=2, batch=2, size=32, split="half")
     with pytest.raises(ValueError, match="'default'.*'half'|'half'.*'default'"):
         evaluate(other)
+
+
+def test_a_run_is_scored_on_the_classes_of_another_data_set(tmp_path, monkeypatch):
+    """Two data sets that share half of their classes, one of them under another name."""
+    shapes, places = ("circle", "square", "star", "ring"), ("aeroplane", "star", "moon", "square")
+    monkeypatch.setitem(SPLITS, "shapes", make_split("shapes", ("airplane", *shapes), ("star",)))
+    monkeypatch.setitem(SPLITS, "places", make_split("places", places, ("moon",)))
+    for name in ("shapes", "places"):
+        folder = write_voc(tmp_path / name, {"train": 3, "val": 2}, SceneSettings(size=32))
+        (folder / "classes.txt").write_text("\n".join(SPLITS[name].classes))
+        for path in (folder / "SegmentationClass").iterdir():
+            mask = Image.open(path)
+            label = Image.fromarray(np.asarray(mask) % (len(SPLITS[name].classes) + 1))
+            label.save(path)
+    run_dir = tmp_path / "run"
+    train(run_dir, dataset=str(tmp_path / "shapes"), split="shapes", iterations=2)
+    settings = EvaluateSettings(
+        run_dir=str(run_dir), dataset=str(tmp_path / "places"), split="shapes", size=32, gammas=[0.0], num_workers=0
+    )
+    run = evaluate(settings)["runs"][-1]
+    assert run["split"] == "shapes_to_places"
+    assert {name: row["seen"] for name, row in run["per_class"].items()} == {
+        "aeroplane": True, "star": False, "moon": False, "square": True,
+    }  # fmt: skip
+    with pytest.raises(ValueError, match="tested on it, not trained"):
+        train(tmp_path / "other", dataset=str(tmp_path / "places"), split="shapes")
 
 
 def test_nothing_to_evaluate_is_said(tmp_path):
