@@ -35,7 +35,8 @@ def read_rgb(source: str | Path | bytes | Image.Image, most_pixels: int | None =
             size = image.size
             if most_pixels:
                 image.draft(None, reduced_size(*size, most_pixels))  # decodes a JPEG at 1/2, 1/4 or 1/8
-            return _reduced(_eight_bit_rgb(ImageOps.exif_transpose(image)), size, most_pixels)
+            ImageOps.exif_transpose(image, in_place=True)
+            return _reduced(_eight_bit_rgb(image), size, most_pixels)
     except FileNotFoundError:
         raise FileNotFoundError(f"There is no picture {name}. Nothing was read; check the path.") from None
     except UnidentifiedImageError:
@@ -71,7 +72,7 @@ def read_picture(source: Source, most_pixels: int = MOST_PIXELS, least_side: int
             f"A {type(source).__name__} is no picture; give a path, a file's bytes, a PIL image, an array or a tensor."
         )
     rgb_HW3 = torch.from_numpy(np.array(read_rgb(source, most_pixels)))
-    return _large_enough(rgb_HW3.permute(2, 0, 1), least_side).float() / 255
+    return _large_enough(rgb_HW3.permute(2, 0, 1), least_side).float().div_(255)
 
 
 def reduced_size(width: int, height: int, most_pixels: int) -> tuple[int, int]:
@@ -112,7 +113,7 @@ def _eight_bit_rgb(image: Image.Image) -> Image.Image:
         )
     if image.mode in ("RGBA", "RGBa", "LA", "La", "PA") or "transparency" in image.info:
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")  # no second copy of a large picture
 
 
 def _channels_last(source: np.ndarray | Tensor) -> np.ndarray:

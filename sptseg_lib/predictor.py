@@ -16,12 +16,15 @@ from .clip.text import class_text
 from .data import split_for
 from .encoder import Encoded
 from .inference import Best, best_classes, class_probabilities
+from .pictures import reduced_size
 from .precision import backbone_dtype, find_device
 from .settings import project_root
 from .shipped import FOLDER as SHIPPED
 
 # Probabilities held at once, over classes and pixels: 128 MB of float32.
 MOST_VALUES = 2**25
+# Labels are decided at no more pixels than this; enlarged to a larger picture, they look the same.
+MOST_DECIDED_PIXELS = 2**20
 # The work done on one picture grows with its area; long panoramas are taken smaller.
 MOST_WORKING_PIXELS = 2**22
 
@@ -81,14 +84,16 @@ class Predictor:
         """The best seen and unseen class of every pixel, and all probabilities on a coarse grid.
 
         Pictures (B, 3, H, W) in [0, 1] are resized so that their shorter side has `size` pixels, and windows of the
-        training size slide over them. -> Best at (B, H, W), ids int16, and (B, K, h, w), one cell a patch.
-        Memory is bounded: classes are decoded in parts, and only their maximum is kept at full size.
+        training size slide over them. -> Best at (B, H, W), or fewer pixels of the same shape for large pictures, ids
+        int16; and (B, K, h, w), one cell a patch. Memory is bounded: classes are decoded in parts, and only their
+        maximum is kept.
         """
         B, _, H, W = image_B3HW.shape
         h, w = working_size(H, W, size, self.patch)
         working_B3hw = image_B3HW.to(self.device)
         if (h, w) != (H, W):
             working_B3hw = F.interpolate(working_B3hw, size=(h, w), mode="bilinear", antialias=True)
+        W, H = reduced_size(W, H, max(MOST_DECIDED_PIXELS, h * w))
         cells = (-(-h // self.patch), -(-w // self.patch))
         at_once = max(1, MOST_VALUES // (B * max(H * W, h * w)))
         parts = list(zip(class_text_KE.split(at_once), seen_K.to(self.device).split(at_once)))

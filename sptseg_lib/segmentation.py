@@ -38,6 +38,14 @@ class Segmentation:
 
     @property
     def label_HW(self) -> Tensor:
+        label_hw, (H, W) = self._decided(), self.image_3HW.shape[1:]
+        h, w = label_hw.shape
+        if (h, w) == (H, W):
+            return label_hw
+        return label_hw[torch.arange(H) * h // H][:, torch.arange(W) * w // W]
+
+    def _decided(self) -> Tensor:
+        """Labels at the size at which they were decided: the picture's, or a smaller one for large pictures."""
         return shift_seen(self.best, [self.gamma])[0, 0].long()
 
     @property
@@ -50,7 +58,8 @@ class Segmentation:
 
     def scores(self) -> list[dict]:
         """Per class, the largest first: share of the pixels (per cent), mean and highest probability."""
-        share_K = torch.bincount(self.label_HW.flatten(), minlength=len(self.class_names)) / self.label_HW.numel()
+        label_P = self._decided().flatten()
+        share_K = torch.bincount(label_P, minlength=len(self.class_names)) / len(label_P)
         columns = (100 * share_K, self.heat_Khw.mean((1, 2)), self.heat_Khw.amax((1, 2)), self.seen_K)
         rows = zip(self.class_names, *(column.tolist() for column in columns))
         keys = ("class", "share", "mean", "highest", "seen")
@@ -122,8 +131,9 @@ def segment(
     gamma = predictor.gamma if gamma is None else gamma
     results: list[Segmentation | None] = [None] * len(images)
     for places in _groups(images):
+        stacked = torch.stack([images[i] for i in places]) if len(places) > 1 else images[places[0]][None]
         best, heat_BKhw = predictor.best(
-            torch.stack([images[i] for i in places]), text_KE, seen_K, size or predictor.size, stride,
+            stacked, text_KE, seen_K, size or predictor.size, stride,
             progress,
         )  # fmt: skip
         for row, place in enumerate(places):

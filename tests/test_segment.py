@@ -105,6 +105,16 @@ def test_any_size_gives_labels_of_that_size(run, size):
     assert 0 <= result.label_HW.min() and result.label_HW.max() < 3
 
 
+def test_labels_of_large_pictures_are_decided_at_fewer_pixels(run, scene_3HW, monkeypatch):
+    image_3HW = F.interpolate(scene_3HW[None], size=(300, 450), mode="bilinear")[0]
+    whole = segment(image_3HW, NAMES, run)
+    monkeypatch.setattr(predictor_module, "MOST_DECIDED_PIXELS", 100 * 150)
+    fewer = segment(image_3HW, NAMES, run)
+    assert fewer.best.seen_BHW.shape == (1, 100, 150) and fewer.label_HW.shape == (300, 450)
+    assert (fewer.label_HW != whole.label_HW).float().mean() < 0.05
+    assert [row["class"] for row in fewer.scores()][0] == [row["class"] for row in whole.scores()][0]
+
+
 def test_a_batch_gives_the_results_of_its_pictures(run):
     pictures = [np.random.rand(*size, 3) for size in ((40, 40), (33, 50), (40, 40))]
     together = segment(pictures, NAMES, run)
