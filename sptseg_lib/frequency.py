@@ -69,17 +69,17 @@ def energy_in_bands(x_BChw: Tensor, edges: Sequence[float]) -> Tensor:
     return in_band / energy_Bhw.sum((1, 2))[:, None].clamp(min=1e-20)
 
 
-def relative_log_amplitude(x_BChw: Tensor, bins: int = 8) -> Tensor:
-    """ln |F| at each radial frequency less ln |F| at the lowest one, as means over channels: (B, bins).
+def relative_log_amplitude(x_BChw: Tensor, bins: int = 8, to_mean: bool = False) -> Tensor:
+    """ln |F| at each radial frequency less ln |F| of a reference, both as means over channels: (B, bins).
 
-    A bin without a frequency on this grid is nan. The curve starts at 0: the lowest bin that has one is the
-    reference, not the mean, which norms may remove.
+    The reference is the lowest bin, so that a curve starts at 0, or with `to_mean` zero frequency, as in the
+    literature; that one is of no use after a layer that removes the mean. A bin without a frequency is nan.
     """
     log_Bhw = _amplitude(x_BChw).clamp(min=1e-8).log().mean(1)
     mask_khw = band_masks(tuple(x_BChw.shape[-2:]), bin_edges(bins)).to(x_BChw.device)
     mean_Bk = torch.einsum("bhw,khw->bk", log_Bhw, mask_khw) / mask_khw.sum((1, 2))  # 0 / 0 is nan
     first = int(mask_khw.sum((1, 2)).nonzero()[0])
-    return mean_Bk - mean_Bk[:, first : first + 1]
+    return mean_Bk - (log_Bhw[:, 0, :1] if to_mean else mean_Bk[:, first : first + 1])
 
 
 class Transfer(NamedTuple):

@@ -64,6 +64,18 @@ def test_relative_log_amplitude_follows_a_known_spectrum():
     assert relative_log_amplitude(torch.fft.ifft2(white).real, bins).mean(0).abs().max() < 0.2
 
 
+def test_amplitude_relative_to_the_mean_is_that_of_zero_frequency():
+    x = wave((8, 8), 0, 2) * 0.5 + 3  # |F| is 3 · 8 at zero and 0.5 · 8 / 2 at ±2 turns, frequency 0.25
+    x = x + 1e-3 * torch.randn(1, 1, 8, 8)
+    at_two = band_masks((8, 8), bin_edges(6)).nonzero()
+    band = int(at_two[(at_two[:, 1] == 0) & (at_two[:, 2] == 2)][0, 0])
+    members = at_two[at_two[:, 0] == band][:, 1:]
+    amplitude = torch.fft.fft2(x[0, 0], norm="ortho").abs()
+    expected = sum(amplitude[i, j].log() for i, j in members) / len(members) - amplitude[0, 0].log()
+    assert_close(relative_log_amplitude(x, 6, to_mean=True)[0, band], expected)
+    assert relative_log_amplitude(x, 6, to_mean=True)[0, 5] < -2  # noise alone
+
+
 def test_empty_bins_are_nan_and_batches_stay_apart():
     x = torch.randn(3, 2, 4, 4)
     curves = relative_log_amplitude(x, 12)
