@@ -36,6 +36,7 @@ WIDGETS = [
     ("02_fft_prompts.ipynb", "radius"),
     ("03_spectral_decoder.ipynb", "row"),
     ("04_losses_and_splits.ipynb", "γ"),
+    ("12_frequency_balancing.ipynb", "radius"),
 ]
 TOY = """\
 %matplotlib inline
