@@ -144,7 +144,7 @@ COCO_STUFF = Layout(
             "stuffthingmaps_trainval2017.zip",
             "http://calvin.inf.ed.ac.uk/wp-content/uploads/data/cocostuffdataset/stuffthingmaps_trainval2017.zip",
             None,
-            ((r"(train|val)2017/([^/]+)\.png", r"raw/\1/\2.png"),),
+            ((r"(train|val)2017/([0-9]{12})\.png", r"raw/\1/\2.png"),),  # other tools put theirs beside them
         ),
     ),
     {"train": 118_287, "val": 5_000},
