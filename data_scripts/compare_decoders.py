@@ -1,10 +1,10 @@
-"""Split against balanced frequencies: SPT-SEG's decoder and the one with SPANet's mixer, trained alike.
+"""Split against balanced frequencies: SPT-SEG's decoder, the same with a shortcut, and the one with SPANet's mixer.
 
     python data_scripts/compare_decoders.py --budget 60
 
-Trains `spt_seg` and `spt_balanced` on ShapeScenes, seeds outermost, then scores all finished runs on held-out
-scenes and writes scores and cost to the results file. Training goes on where it was stopped when the command is
-given again; the settings are those of 05_train unless given.
+Trains `spt_seg`, `spt_shortcut` and `spt_balanced` alike on ShapeScenes, seeds outermost, then scores all finished
+runs on held-out scenes and writes scores and cost to the results file. Training goes on where it was stopped when
+the command is given again; the settings are those of 05_train unless given.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from sptseg_lib.settings import EvaluateSettings, TrainSettings, project_root
 from sptseg_lib.train import fit
 
 RESULTS = Path(__file__).resolve().parents[1] / "notebooks" / "results" / "balanced_decoder.json"
-METHODS = ("spt_seg", "spt_balanced")
+METHODS = ("spt_seg", "spt_shortcut", "spt_balanced")
 SCORES = ("mIoU_seen", "mIoU_unseen", "hIoU")
 
 

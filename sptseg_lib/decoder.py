@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .attention import attend, join_heads, split_heads
-from .mixers.metaformer import Residual
+from .mixers.metaformer import map_norm
 from .mixers.spam import SPAM
 from .spectral.hilo import FrequencyAttention
 
@@ -71,26 +71,39 @@ class GuidedAttention(nn.Module):
 class SpectralGuidedAttention(GuidedAttention):
     """SPT-SEG's layer: frequencies are split between high and low heads."""
 
-    def __init__(self, joint, heads, high_heads, window, gate, high_projection, dropout, last):
+    def __init__(self, joint, heads, high_heads, window, gate, high_projection, dropout, last, shortcut=False):
         split = FrequencyAttention(joint, heads, high_heads, window, high_projection)
-        super().__init__(split, joint, gate, dropout, last)
+        super().__init__(Shortcut(joint, split) if shortcut else split, joint, gate, dropout, last)
 
 
-class BalancedFrequencies(Residual):
-    """SPANet's half block on a grid of patches: s ⊙ x + SPAM(norm x), (B, h, w, E) -> the same."""
+class Shortcut(nn.Module):
+    """Patches beside what a branch makes of them: s ⊙ x + f(x), s from 1, SPANet's ResScale; (B, h, w, E) kept."""
 
-    def __init__(self, joint: int, radius: float, low_weights: tuple[float, ...]):
-        super().__init__(joint, SPAM(joint, radius, low_weights), scale="res")
+    def __init__(self, joint: int, branch: nn.Module):
+        super().__init__()
+        self.branch, self.scale_E = branch, nn.Parameter(torch.ones(joint))
 
     def forward(self, x_BhwE: Tensor) -> Tensor:
-        return super().forward(x_BhwE.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        return self.scale_E * x_BhwE + self.branch(x_BhwE)
+
+
+class BalancedFrequencies(nn.Module):
+    """SPANet's mixer on a grid of patches: SPAM(norm x), (B, h, w, E) -> the same."""
+
+    def __init__(self, joint: int, radius: float, low_weights: tuple[float, ...]):
+        super().__init__()
+        self.norm, self.spam = map_norm(joint), SPAM(joint, radius, low_weights)
+
+    def forward(self, x_BhwE: Tensor) -> Tensor:
+        return self.spam(self.norm(x_BhwE.permute(0, 3, 1, 2))).permute(0, 2, 3, 1)
 
 
 class BalancedAttention(GuidedAttention):
     """The same layer with frequencies balanced by SPANet's mixer instead of split."""
 
-    def __init__(self, joint, radius, low_weights, gate, dropout, last):
-        super().__init__(BalancedFrequencies(joint, radius, low_weights), joint, gate, dropout, last)
+    def __init__(self, joint, radius, low_weights, gate, dropout, last, shortcut):
+        balanced = BalancedFrequencies(joint, radius, low_weights)
+        super().__init__(Shortcut(joint, balanced) if shortcut else balanced, joint, gate, dropout, last)
 
 
 class CrossAttention(nn.Module):

@@ -107,11 +107,12 @@ def build_decoder(settings: ModelSettings, joint: int) -> MaskDecoder:
             return CrossAttention(joint, settings.heads, last)
         if settings.decoder == "balanced":
             return BalancedAttention(
-                joint, settings.balance_radius, settings.balance, settings.gate, settings.dropout, last
-            )
+                joint, settings.balance_radius, settings.balance, settings.gate, settings.dropout, last,
+                settings.shortcut,
+            )  # fmt: skip
         return SpectralGuidedAttention(
             joint, settings.heads, settings.high_heads, settings.window, settings.gate,
-            settings.high_projection, settings.dropout, last,
+            settings.high_projection, settings.dropout, last, settings.shortcut,
         )  # fmt: skip
 
     layers = settings.decoder_layers

@@ -43,6 +43,7 @@ class ModelSettings(Settings):
         "spectral", description="SPT-SEG's decoder, ZegCLIP's, or SPT-SEG's with SPANet's mixer for its heads"
     )
     balance: tuple[float, ...] = Field((0.7, 0.8, 0.9), min_length=1, description="λ of each gate of that mixer")
+    shortcut: bool = Field(False, description="add the patches themselves to what heads or mixer make of them")
     balance_radius: float = Field(2, gt=0, description="its radius of low frequencies, in bins of the patch grid")
     decoder_layers: int = Field(3, ge=1)
     heads: int = Field(8, ge=1)
@@ -95,8 +96,9 @@ PRESETS: dict[str, dict] = {
     # Table 2: the baseline with one ingredient at a time.
     "zegclip_spt": {**_ZEGCLIP, "spectral_layers": (1, 2)},
     "zegclip_sgd": {"spectral_layers": ()},
-    # Frequencies balanced instead of split.
-    "spt_balanced": {"decoder": "balanced"},
+    # Frequencies balanced instead of split, with SPANet's shortcut; and that shortcut alone, beside the heads.
+    "spt_balanced": {"decoder": "balanced", "shortcut": True},
+    "spt_shortcut": {"shortcut": True},
 }
 
 

@@ -181,17 +181,28 @@ def test_the_total_loss_is_the_weighted_sum_of_its_parts():
 def test_balanced_decoder_takes_spam_for_the_heads_and_changes_nothing_else():
     decoder = build_decoder(preset("spt_balanced", decoder_layers=2, heads=4, balance=(0.6, 0.9), balance_radius=1), 8)
     layer = decoder.eval().attentions[0]
-    spam = layer.frequencies.branch
+    balanced = layer.frequencies.branch
+    spam = balanced.spam
     assert [gate.filter.low_weight for gate in spam.gates] == [0.6, 0.9] and spam.gates[0].filter.radius == 1
     query, patches = torch.randn(2, 3, 8), torch.randn(2, 5, 4, 8)
     maps = patches.permute(0, 3, 1, 2)
-    layer.frequencies.scale_C11.data = torch.rand(8, 1, 1)
-    balanced = layer.frequencies.scale_C11 * maps + spam(layer.frequencies.norm(maps))
-    z = layer.gate(balanced.flatten(2).transpose(1, 2))
+    scale_E = layer.frequencies.scale_E.data = torch.rand(8)
+    mixed = scale_E[:, None, None] * maps + spam(balanced.norm(maps))
+    z = layer.gate(mixed.flatten(2).transpose(1, 2))
     logits, update = layer(query, patches)
     torch.testing.assert_close(logits, query @ z.mT)
     torch.testing.assert_close(update, layer.project(logits.softmax(-1) @ z))
     assert decoder(patches, torch.randn(2, 8), torch.randn(3, 8)).shape == (2, 3, 5, 4)
+
+
+@pytest.mark.parametrize("kind", ["spectral", "balanced"])
+def test_shortcut_adds_the_patches_and_starts_at_one(kind):
+    changes = {"decoder": kind, "decoder_layers": 1, "heads": 4}
+    with_it = build_decoder(preset("spt_seg", **changes, shortcut=True), 8).eval().attentions[0].frequencies
+    without = build_decoder(preset("spt_seg", **changes), 8).eval().attentions[0].frequencies
+    without.load_state_dict(with_it.branch.state_dict())
+    patches = torch.randn(2, 6, 6, 8)
+    torch.testing.assert_close(with_it(patches), patches + without(patches))
 
 
 @pytest.mark.parametrize(
