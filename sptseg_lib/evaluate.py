@@ -23,7 +23,7 @@ from .metrics import confusion_matrix, scores
 from .precision import backbone_dtype
 from .scenes.render import SceneSettings
 from .settings import EvaluateSettings
-from .splits import Split
+from .splits import Split, transfer_split
 
 FLOORS = {"dense_clip": dense_clip, "patch_tokens": patch_tokens}  # what needs no training
 
@@ -105,10 +105,17 @@ def evaluate(settings: EvaluateSettings, scenes: SceneSettings | None = None) ->
     gamma, pAcc, mIoU_seen, mIoU_unseen, hIoU, things and stuff apart (per cent), per_class, seconds,
     images_per_second, "diagnosis" (a known disaster's name; also printed), and "reported": true for the entry at
     `settings.gamma`. The floors, which need no shift, are scored at γ = 0.
+    The runs are then scored on each data set of `settings.transfer`, where a class is seen if training saw its name.
     With several devices each scores its own pictures, none twice, and the confusion matrices are added up.
     Raises: FileNotFoundError where nothing has been trained.
     """
     return launch(settings, _evaluate, settings, scenes)
+
+
+def _target(settings: EvaluateSettings, split: Split, name: str, dataset: str) -> tuple[EvaluateSettings, Split]:
+    """Settings and classes for scoring on another data set than that of training."""
+    target = transfer_split(split, split_for(dataset, name))
+    return settings.model_copy(update={"dataset": dataset}), target
 
 
 def _evaluate(place: Place, settings: EvaluateSettings, scenes: SceneSettings | None) -> dict:
@@ -121,11 +128,13 @@ def _evaluate(place: Place, settings: EvaluateSettings, scenes: SceneSettings | 
         )
     gammas = [settings.gamma, *(g for g in settings.gammas if g != settings.gamma)]
     runs, pictures = [], []
-    jobs: list[tuple[str, Path | None]] = [
-        *((name, None) for name in FLOORS),
-        *((folder.name, folder) for folder in folders),
+    own, others = (settings, split), [_target(settings, split, *pair) for pair in settings.transfer.items()]
+    jobs: list[tuple[str, Path | None, tuple]] = [
+        *((name, None, own) for name in FLOORS),
+        *((folder.name, folder, own) for folder in folders),
+        *((f"{folder.name} on {other[1].name}", folder, other) for other in others for folder in folders),
     ]
-    for name, folder in jobs:
+    for name, folder, (settings, split) in jobs:
         loader = held_out_loader(settings, split, scenes, place.rank, place.world)
         if folder is None:
             model = read_settings(folders[0]).model()

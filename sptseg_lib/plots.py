@@ -123,8 +123,8 @@ def score_bars(runs: list[dict], scores: tuple[str, ...] = ("mIoU_seen", "mIoU_u
                 axes.plot([x] * len(values), values, "k.", markersize=4)
     axes.set_xticks(range(len(scores)), [score.replace("_", " ") for score in scores])
     axes.set_ylabel("per cent")
-    axes.set_ylim(0, 100)
-    axes.legend(frameon=False, ncols=len(methods), loc="upper center", fontsize=8)
+    axes.set_ylim(0, 110)  # room for the legend
+    axes.legend(frameon=False, ncols=min(4, len(methods)), loc="upper center", fontsize=8)
     axes.spines[["top", "right"]].set_visible(False)
     return figure
 

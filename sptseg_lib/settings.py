@@ -242,6 +242,9 @@ class EvaluateSettings(RunSettings):
     part: Literal["test", "validation"] = Field(
         "test", description="which ShapeScenes; settings are chosen on the latter"
     )
+    transfer: dict[str, str] = Field(
+        default_factory=dict, description="other data sets to score the same runs on: split name to folder"
+    )
     stride: int = Field(0, ge=0, description="pixels between sliding windows; 0: five sixths of a window")
     short_side: int = Field(
         0, ge=0, description="pixels to which a picture's shorter side is resized for testing; 0: as it is"

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from sptseg_lib.inference import class_probabilities, label_maps, window_starts
+from sptseg_lib.inference import class_probabilities, label_maps, scaled_probabilities, window_starts
 
 
 @pytest.mark.parametrize("length", [1, 5, 12, 13, 16, 17, 29, 40])
@@ -104,3 +104,20 @@ def test_one_sided_splits_are_a_plain_argmax(seen_ids):
     probability = torch.rand(2, 3, 4, 4)
     maps = label_maps(probability, seen_ids, [0.0, 0.3])
     assert torch.equal(maps, probability.argmax(1).expand(2, -1, -1, -1))
+
+
+def test_a_resized_test_keeps_the_pictures_own_size():
+    seen = []
+
+    def score(piece):
+        seen.append(tuple(piece.shape[-2:]))
+        return piece[:, :2]
+
+    image = torch.linspace(0, 1, 40).expand(1, 3, 30, 40)
+    probability = scaled_probabilities(score, image, window=64, patch=8, short_side=60)
+    assert probability.shape == (1, 2, 30, 40) and seen == [(64, 64), (64, 64)]  # 60 × 80, padded to the patch
+    assert float((probability - image[:, :2]).abs().max()) < 0.02
+    seen.clear()
+    scaled_probabilities(score, torch.rand(1, 3, 16, 320), window=512, patch=8, short_side=64)
+    assert seen == [(16, 256)]  # the longer side is held to four times the shorter one's size
+    assert torch.equal(scaled_probabilities(score, image, 64, 8), class_probabilities(score, image, 64, 8))
