@@ -16,13 +16,13 @@ from PIL import Image
 import sptseg_lib
 from data_scripts.ship_checkpoint import CARD, ship
 from sptseg_lib import predictor as predictor_module
-from sptseg_lib import segment
+from sptseg_lib import Segmentation, segment
 from sptseg_lib.checkpoint import load_segmenter, save_checkpoint
 from sptseg_lib.class_names import check_names, split_names
 from sptseg_lib.clip.load import load_clip
 from sptseg_lib.clip.text import class_text
 from sptseg_lib.clip.tiny import WEIGHTS_PATH
-from sptseg_lib.inference import class_probabilities, label_maps
+from sptseg_lib.inference import Best, class_probabilities, label_maps
 from sptseg_lib.model import build_segmenter
 from sptseg_lib.predictor import MOST_WORKING_PIXELS, find_checkpoint, load_predictor, working_size
 from sptseg_lib.scenes.render import SceneSettings, render_scenes
@@ -113,6 +113,18 @@ def test_labels_of_large_pictures_are_decided_at_fewer_pixels(run, scene_3HW, mo
     assert fewer.best.seen_BHW.shape == (1, 100, 150) and fewer.label_HW.shape == (300, 450)
     assert (fewer.label_HW != whole.label_HW).float().mean() < 0.05
     assert [row["class"] for row in fewer.scores()][0] == [row["class"] for row in whole.scores()][0]
+
+
+def test_fewer_labels_are_enlarged_in_place():
+    unseen_BHW = torch.tensor([[[0.1, 0.9, 0.1], [0.9, 0.1, 0.9]]])
+    ids = torch.zeros(1, 2, 3, dtype=torch.int16)
+    best = Best(torch.full((1, 2, 3), 0.5), ids, unseen_BHW, ids + 1)
+    result = Segmentation(
+        torch.zeros(3, 4, 6), ("a", "b"), torch.tensor([True, False]), 0.0, torch.zeros(2, 1, 1), best
+    )
+    expected = torch.tensor([[0, 1, 0], [1, 0, 1]]).repeat_interleave(2, 0).repeat_interleave(2, 1)
+    assert torch.equal(result.label_HW, expected)
+    assert [row["share"] for row in result.scores()] == [50, 50]
 
 
 def test_a_batch_gives_the_results_of_its_pictures(run):
