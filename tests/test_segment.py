@@ -15,8 +15,8 @@ from PIL import Image
 
 import sptseg_lib
 from data_scripts.ship_checkpoint import CARD, ship
-from sptseg_lib import predictor as predictor_module
 from sptseg_lib import Segmentation, segment
+from sptseg_lib import predictor as predictor_module
 from sptseg_lib.checkpoint import load_segmenter, save_checkpoint
 from sptseg_lib.class_names import check_names, split_names
 from sptseg_lib.clip.load import load_clip
