@@ -107,6 +107,15 @@ def test_unseen_classes_never_found_are_no_disaster_of_labels(split):
     assert diagnose(confusion_matrix(predicted, label, len(split.classes)), split) is HEALTHY
 
 
+@every_split
+def test_neighbours_that_are_often_confused_are_no_shift(split):
+    label, predicted = picture(split, 0.45)
+    K = len(split.classes)
+    confused = torch.rand(label.shape) < 0.3
+    predicted = torch.where(confused & (label < K), (label + 1).clamp(max=K - 1), predicted)
+    assert diagnose(confusion_matrix(predicted, label, K), split) is HEALTHY
+
+
 def test_no_labelled_pixel_and_a_matrix_of_other_classes():
     split = SPLITS[0]
     assert diagnose(torch.zeros(16, 16, dtype=torch.int64), split).name == "no labelled pixel"
