@@ -122,6 +122,17 @@ def test_state_dicts_need_their_activation_stated(tmp_path, form, name, stated):
         load_clip(name, str(path), other)
 
 
+def test_a_runs_settings_state_the_activation(tmp_path):
+    path = tmp_path / "weights.safetensors"
+    save_file(network().state_dict(), path)
+    bare = {"clip": QUICK, "weights": str(path), "grid": 2}
+    with pytest.raises(ValueError, match="weights.safetensors does not say which activation"):
+        build_segmenter(preset("spt_seg", **bare))
+    assert build_segmenter(preset("spt_seg", **bare, activation="quickgelu")).patch == 16
+    with pytest.raises(ValueError, match="activation='relu'"):
+        preset("spt_seg", **bare, activation="relu")
+
+
 def test_openais_weights_are_refused_by_a_model_that_computes_gelu(archive):
     path, _, _ = archive
     expected = "ViT-Nano computes GELU, but ViT-Nano.pt was trained with QuickGELU.*choose ViT-Nano-quickgelu"
