@@ -40,7 +40,7 @@ def test_segments_of_three_regions():
     f_BhwC, label = quadrants()
     eigen = laplacian_eigenvectors(feature_affinity(f_BhwC), 6)
     assert eigengap(eigen.values_Bk).tolist() == [3]
-    found = segment(eigen.vectors_BkN, (12, 16), eigengap(eigen.values_Bk), eigenvectors=2)
+    found = segment(eigen.vectors_BkN, (12, 16), eigengap(eigen.values_Bk))
     assert same_partition(found, label)
     # More segments than different points: as many as there are points.
     assert same_partition(segment(eigen.vectors_BkN[:, :3], (12, 16), 9), label)

@@ -67,9 +67,13 @@ def localise(vectors_BkN: Tensor, grid: tuple[int, int], patch: int) -> Located:
 
 
 def object_masks(vectors_BkN: Tensor, grid: tuple[int, int], size: tuple[int, int]) -> Tensor:
-    """Single-object masks on pixels: the Fiedler vector interpolated bilinearly, > 0: -> (B, H, W) bool."""
-    fiedler_B1hw = vectors_BkN[:, 1].unflatten(1, grid)[:, None]
-    return F.interpolate(fiedler_B1hw, size=size, mode="bilinear", align_corners=False)[:, 0] > 0
+    """Single-object masks on pixels: the patches where the Fiedler vector is positive: -> (B, H, W) bool.
+
+    The mask is enlarged, not the vector: its values on a small object are far larger than those around it, and a vector
+    interpolated bilinearly turns positive well outside the object. Outlines are the CRF's work.
+    """
+    positive_B1hw = (vectors_BkN[:, 1] > 0).unflatten(1, grid)[:, None]
+    return F.interpolate(positive_B1hw.float(), size=size, mode="nearest")[:, 0] > 0
 
 
 def true_boxes(label_BHW: Tensor, classes: range) -> list[Tensor]:

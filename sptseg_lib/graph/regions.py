@@ -23,8 +23,9 @@ def segment(
     """Segments by k-means on the eigenvectors after the constant one: (B, k, N) -> (B, h, w) int64, ids from 0.
 
     count: segments, one number for all images or one each (as `eigengap` gives); eigenvectors: how many to use after
-    the constant one (all). Each vector is scaled to a mean square of 1 first. An image whose vectors hold fewer
-    distinct points (to 0.001) than `count` gets as many segments as there are points.
+    the constant one. None: one fewer than segments, since nearly separate parts show in as many small eigenvalues as there
+    are parts; further vectors cut within them. Each vector is scaled to a mean square of 1 first. An image whose vectors
+    hold fewer distinct points (to 0.001) than `count` gets as many segments as there are points.
     Raises: ValueError where no eigenvector is left, or count is outside 1 to N.
     """
     B, k, N = vectors_BkN.shape
@@ -34,10 +35,11 @@ def segment(
             f"{count_B} segments of a {grid} grid cannot come from eigenvectors {tuple(vectors_BkN.shape)}: k-means "
             "needs at least one vector besides the constant one, one entry a patch, and 1 to N segments."
         )
-    used = vectors_BkN[:, 1 : None if eigenvectors is None else 1 + eigenvectors].cpu().double()
+    used = vectors_BkN[:, 1:].cpu().double()
     used = used / used.square().mean(-1, keepdim=True).sqrt().clamp(min=1e-12)
     labels = []
     for point_Nk, own in zip(used.transpose(1, 2).numpy(), count_B):
+        point_Nk = point_Nk[:, : eigenvectors or max(1, own - 1)]
         distinct = len(torch.unique(torch.from_numpy(point_Nk).round(decimals=3), dim=0))
         means = KMeans(min(own, distinct), n_init=4, random_state=seed).fit(point_Nk)
         labels.append(torch.from_numpy(means.labels_).long())
