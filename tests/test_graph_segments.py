@@ -42,10 +42,20 @@ def test_segments_of_three_regions():
     assert eigengap(eigen.values_Bk).tolist() == [3]
     found = segment(eigen.vectors_BkN, (12, 16), eigengap(eigen.values_Bk))
     assert same_partition(found, label)
+    assert same_partition(segment(eigen.vectors_BkN, (12, 16), 3, unit_rows=True), label)
     # More segments than different points: as many as there are points.
     assert same_partition(segment(eigen.vectors_BkN[:, :3], (12, 16), 9), label)
     assert torch.equal(segment_masks(label)[0, 2], label[0] == 2)
     assert background_segment(label).tolist() == [0]
+
+
+def test_unit_rows_keep_an_uneven_object_whole():
+    vector = torch.full((1, 24), -0.66)
+    vector[0, :4] = torch.tensor([1.5, 1.6, 5.0, 5.2])  # an object whose entries differ more than the groups do
+    vectors = torch.stack([torch.ones_like(vector), vector], dim=1)
+    sign = (vector > 0).long().view(1, 4, 6)
+    assert same_partition(segment(vectors, (4, 6), 2, unit_rows=True), sign)
+    assert not same_partition(segment(vectors, (4, 6), 2), sign)
 
 
 def test_segment_refuses_what_cannot_be_cut():
@@ -138,15 +148,16 @@ def test_self_training_learns_and_is_reproducible():
     image = coloured(label[0])[None].repeat(8, 1, 1, 1)
     noisy = label.clone()
     noisy[torch.rand(label.shape) < 0.2] = 0  # wrong pseudo labels
-    first = self_train(image, noisy, 2, steps=25, batch=4, seed=3)
-    again = self_train(image, noisy, 2, steps=25, batch=4, seed=3)
+    known = torch.randn(8, 2, 3, 5)
+    first = self_train(image, known, noisy, 2, steps=25, batch=4, seed=3)
+    again = self_train(image, known, noisy, 2, steps=25, batch=4, seed=3)
     assert all(torch.equal(a, b) for a, b in zip(first.state_dict().values(), again.state_dict().values()))
-    assert (predict(first, image) == label).float().mean() > 0.97 > (noisy == label).float().mean()
-    assert SmallSegmenter(4)(torch.rand(1, 3, 13, 17)).shape == (1, 4, 13, 17)
+    assert (predict(first, image, known) == label).float().mean() > 0.97 > (noisy == label).float().mean()
+    assert SmallSegmenter(4, 5)(torch.rand(1, 3, 13, 17), known[:1]).shape == (1, 4, 13, 17)
     with pytest.raises(ValueError, match="differ in size"):
-        self_train(image, noisy[:, :8], 2)
+        self_train(image, known, noisy[:, :8], 2)
     with pytest.raises(ValueError, match=r"\[1\] are outside the 1 classes"):
-        self_train(image, noisy, 1)
+        self_train(image, known, noisy, 1)
 
 
 def test_soft_segments_follow_colours_between_patches():

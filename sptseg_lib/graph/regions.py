@@ -1,6 +1,7 @@
 """Several segments an image: k-means on its first eigenvectors."""
 
 import torch
+import torch.nn.functional as F
 from sklearn.cluster import KMeans
 from torch import Tensor
 
@@ -18,14 +19,21 @@ def eigengap(values_Bk: Tensor, most: int | None = None) -> Tensor:
 
 
 def segment(
-    vectors_BkN: Tensor, grid: tuple[int, int], count: int | Tensor, seed: int = 0, eigenvectors: int | None = None
+    vectors_BkN: Tensor,
+    grid: tuple[int, int],
+    count: int | Tensor,
+    seed: int = 0,
+    eigenvectors: int | None = None,
+    unit_rows: bool = False,
 ) -> Tensor:
     """Segments by k-means on the eigenvectors after the constant one: (B, k, N) -> (B, h, w) int64, ids from 0.
 
     count: segments, one number for all images or one each (as `eigengap` gives); eigenvectors: how many to use after
-    the constant one. None: one fewer than segments, since nearly separate parts show in as many small eigenvalues as there
-    are parts; further vectors cut within them. Each vector is scaled to a mean square of 1 first. An image whose vectors
-    hold fewer distinct points (to 0.001) than `count` gets as many segments as there are points.
+    the constant one. None: one fewer than segments, since nearly separate parts show in as many small eigenvalues as
+    there are parts; further vectors cut within them. Each vector is scaled to a mean square of 1 first.
+    unit_rows: give each patch's entries, the constant 1 among them, unit length (Ng, Jordan and Weiss): then a patch
+    with a huge entry is near one with a large entry, and small objects are not cut into pieces.
+    An image whose vectors hold fewer distinct points (to 0.001) than `count` gets as many segments as there are points.
     Raises: ValueError where no eigenvector is left, or count is outside 1 to N.
     """
     B, k, N = vectors_BkN.shape
@@ -35,13 +43,15 @@ def segment(
             f"{count_B} segments of a {grid} grid cannot come from eigenvectors {tuple(vectors_BkN.shape)}: k-means "
             "needs at least one vector besides the constant one, one entry a patch, and 1 to N segments."
         )
-    used = vectors_BkN[:, 1:].cpu().double()
-    used = used / used.square().mean(-1, keepdim=True).sqrt().clamp(min=1e-12)
+    scaled_BkN = vectors_BkN[:, 1:].cpu().double()
+    scaled_BkN = scaled_BkN / scaled_BkN.square().mean(-1, keepdim=True).sqrt().clamp(min=1e-12)
     labels = []
-    for point_Nk, own in zip(used.transpose(1, 2).numpy(), count_B):
-        point_Nk = point_Nk[:, : eigenvectors or max(1, own - 1)]
-        distinct = len(torch.unique(torch.from_numpy(point_Nk).round(decimals=3), dim=0))
-        means = KMeans(min(own, distinct), n_init=4, random_state=seed).fit(point_Nk)
+    for scaled_kN, own in zip(scaled_BkN, count_B):
+        point_Nk = scaled_kN[: eigenvectors or max(1, own - 1)].T
+        if unit_rows:
+            point_Nk = F.normalize(F.pad(point_Nk, (1, 0), value=1.0), dim=1)
+        distinct = len(torch.unique(point_Nk.round(decimals=3), dim=0))
+        means = KMeans(min(own, distinct), n_init=4, random_state=seed).fit(point_Nk.numpy())
         labels.append(torch.from_numpy(means.labels_).long())
     return torch.stack(labels).unflatten(1, grid)
 
@@ -55,7 +65,7 @@ def background_segment(segment_Bhw: Tensor) -> Tensor:
         segment_Bhw[:, 1:-1, -1],
     )
     border_BP = torch.cat([top, bottom, left, right], dim=1)
-    return torch.nn.functional.one_hot(border_BP, int(segment_Bhw.max()) + 1).sum(1).argmax(1)
+    return F.one_hot(border_BP, int(segment_Bhw.max()) + 1).sum(1).argmax(1)
 
 
 def segment_masks(segment_Bhw: Tensor) -> Tensor:
@@ -63,4 +73,4 @@ def segment_masks(segment_Bhw: Tensor) -> Tensor:
 
     These are class-agnostic proposals; masks of segments that an image does not have are empty.
     """
-    return torch.nn.functional.one_hot(segment_Bhw, int(segment_Bhw.max()) + 1).permute(0, 3, 1, 2).bool()
+    return F.one_hot(segment_Bhw, int(segment_Bhw.max()) + 1).permute(0, 3, 1, 2).bool()
