@@ -138,11 +138,11 @@ def _search(
     if not wanted:
         return first_BN.new_zeros(B, N, 0)
     width = wanted + 2
-    most = min(12 * width, N - 1)  # columns before a restart
+    most = min(max(12 * width, 60), N - 1)  # columns before a restart
     root_BN1, first_BN1 = root_BN[..., None], first_BN[..., None]
 
     def orthogonal(z_BNk: Tensor, basis_BNm: Tensor) -> Tensor:
-        # Twice: the first pass leaves rounding errors along the basis where little else is left.
+        # Twice: residuals are nearly parallel, and QR then magnifies what rounding left along the basis.
         for _ in range(2):
             z_BNk = z_BNk - basis_BNm @ (basis_BNm.transpose(1, 2) @ z_BNk)
             z_BNk = torch.linalg.qr(z_BNk)[0]
@@ -160,9 +160,9 @@ def _search(
         if residual <= tolerance:
             return x_BNk[..., :wanted]
         if q_BNm.shape[-1] + width > most:
-            # Restart with twice the vectors that are wanted: what is kept is not searched for again.
-            keep_Bmk = turn_Bmm.flip(-1)[..., : 3 * width]
-            q_BNm, aq_BNm = q_BNm @ keep_Bmk, aq_BNm @ keep_Bmk
+            # Restart with three times the vectors that are wanted: what is kept is not searched for again.
+            q_BNm = torch.linalg.qr(q_BNm @ turn_Bmm.flip(-1)[..., : 3 * width])[0]
+            aq_BNm = affinity.product(q_BNm / root_BN1) / root_BN1
         new_BNk = orthogonal(rest_BNk, torch.cat([first_BN1, q_BNm], dim=-1))
         q_BNm = torch.cat([q_BNm, new_BNk], dim=-1)
         aq_BNm = torch.cat([aq_BNm, affinity.product(new_BNk / root_BN1) / root_BN1], dim=-1)
