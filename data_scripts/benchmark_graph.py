@@ -1,7 +1,7 @@
 """Time the graph eigenvectors against the published way, interleaved in one run.
 
-Published: a dense affinity, its diagonal, scipy's shift-invert `eigsh` on them; an image at a time.
 Published: a dense affinity and scipy's shift-invert `eigsh` on dense matrices, one image at a time.
+Here: `feature_affinity` and `laplacian_eigenvectors` for a batch in one call, to the published residual.
 
     python data_scripts/benchmark_graph.py                      # 28 × 28 and 60 × 80 patches, medians and ratios
     python data_scripts/benchmark_graph.py --grids 14x14,28x28,40x40,60x80 --out notebooks/results/graph_times.json
