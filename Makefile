@@ -44,7 +44,8 @@ lab: setup ## open JupyterLab on the notebooks
 
 app: setup ## segment your own picture in the browser: notebook 07 without its lesson
 	$(RUN) -m voila notebooks/07_segment_your_image.ipynb --TagRemovePreprocessor.enabled=True \
-	  --TagRemovePreprocessor.remove_cell_tags=lesson
+	  --TagRemovePreprocessor.remove_cell_tags=lesson \
+	  --Voila.tornado_settings="{'websocket_max_message_size': 100_000_000}"
 
 setup: $(STAMP) ## make the environment in .venv
 
