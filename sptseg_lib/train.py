@@ -250,6 +250,8 @@ def fit(
         with warnings.catch_warnings():
             # Lightning's own use of a torch function that torch is retiring: nothing that a user could change.
             warnings.filterwarnings("ignore", message=r".*isinstance\(treespec, LeafSpec\)")
+            # That last.ckpt holds the weights after an iteration: that is what a run goes on from.
+            warnings.filterwarnings("ignore", message="Using ModelCheckpoint with manual optimization")
             trainer.fit(training, ckpt_path=resume if resume.is_file() else None, weights_only=True)
     except SystemExit:  # Lightning turns Ctrl+C into an exit, and leaves further ones ignored
         signal.signal(signal.SIGINT, on_interrupt)

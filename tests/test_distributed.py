@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import nbformat
@@ -154,6 +155,13 @@ runs = evaluate(EvaluateSettings(run_dir=run_dir, devices=devices, **{TEST!r}))[
     folder = tmp_path / "run" / "train" / train_settings(one).name
     assert_close_runs(one / "train" / folder.name, folder)
     assert len((tmp_path / "run" / "pictures.csv").read_text().split()) == 1 + 3 * TEST["scenes"]
+
+
+def test_what_lightning_says_about_accumulating_by_hand_is_not_shown_to_users(tmp_path):
+    with warnings.catch_warnings(record=True) as shown:
+        warnings.simplefilter("always")
+        train(tmp_path)
+    assert not [str(w.message) for w in shown if "optimization" in str(w.message)]
 
 
 def test_accumulating_parts_gives_the_loss_of_the_whole_batch(one, tmp_path):
