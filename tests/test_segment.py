@@ -38,11 +38,13 @@ SEEN_IDS = SPLITS["default"].seen_ids
 def write_run(folder, **changes):
     """A run as training leaves it, its parameters drawn at random."""
     settings = TrainSettings(**{"size": 32, "precision": "float32", "overrides": {"grid": 4}} | changes)
+    clip = load_clip()  # draws random numbers in its first call in a process, and in no later one
     torch.manual_seed(0)
-    segmenter = build_segmenter(settings.model())
+    segmenter = build_segmenter(settings.model(), clip)
     with torch.no_grad():
         for parameter in segmenter.trainable().values():
             parameter.add_(0.05 * torch.randn_like(parameter))
+    segmenter.eval().open_gates(torch.rand(4, 3, 32, 32))  # about half of all random gates are closed
     save_checkpoint(folder, segmenter, settings)
     return folder
 
