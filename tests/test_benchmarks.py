@@ -1,23 +1,12 @@
 """The benchmarks run in miniature; their figures mean nothing here."""
 
-import importlib.util
-from pathlib import Path
-
 import pytest
 from PIL import Image
-
-SCRIPTS = Path(__file__).resolve().parents[1] / "data_scripts"
-
-
-def load(name: str):
-    spec = importlib.util.spec_from_file_location(name, SCRIPTS / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+from scripts import load_script
 
 
 def test_the_loader_is_measured_on_pictures_of_vocs_size(tmp_path, capsys):
-    script = load("benchmark_loader")
+    script = load_script("benchmark_loader")
     folder = script.write_pictures(tmp_path, 2)
     for path in [*folder.glob("JPEGImages/*"), *folder.glob("SegmentationClass/*")]:
         assert Image.open(path).size == (500, 375)
@@ -30,7 +19,7 @@ def test_the_loader_is_measured_on_pictures_of_vocs_size(tmp_path, capsys):
 @pytest.mark.parametrize("option", [[], ["--checkpointing", "--profile"]], ids=["plain", "recomputed"])
 def test_the_gpu_benchmark_runs_in_miniature_on_a_cpu(capsys, option):
     sizes = ["--device", "cpu", "--tiny", "--iterations", "2", "--warmup", "1", "--batch", "2", "--workers", "0"]
-    found = load("benchmark_gpu").main([*sizes, "--pictures", "2", *option])
+    found = load_script("benchmark_gpu").main([*sizes, "--pictures", "2", *option])
     assert found["images_per_second"] > 0 and found["share_per_cent"] > 0 and 0 < found["waiting_per_cent"] < 100
     assert found["peak_gigabytes"] is None
     assert "images/s; peak memory not measured" in capsys.readouterr().out
@@ -38,7 +27,7 @@ def test_the_gpu_benchmark_runs_in_miniature_on_a_cpu(capsys, option):
 
 def test_operations_are_those_of_the_matrices():
     """A forward and backward pass of the tiny CLIP's 1.25 M frozen weights: about 4 operations a weight and patch."""
-    script = load("benchmark_gpu")
+    script = load_script("benchmark_gpu")
     import torch
 
     from sptseg_lib.model import build_segmenter

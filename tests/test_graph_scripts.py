@@ -1,23 +1,13 @@
 """The measuring scripts of the graph methods, in miniature: they run, write their results, and do not measure twice."""
 
-import importlib.util
 import json
-from pathlib import Path
 
 import pytest
-
-SCRIPTS = Path(__file__).resolve().parents[1] / "data_scripts"
-
-
-def load(name: str):
-    spec = importlib.util.spec_from_file_location(name, SCRIPTS / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+from scripts import load_script
 
 
 def test_deep_spectral_is_measured_once(tmp_path, monkeypatch, capsys):
-    module = load("measure_deep_spectral")
+    module = load_script("measure_deep_spectral")
     monkeypatch.setattr(module.crf, "refine", lambda label_BHW, image_B3HW, method: label_BHW)  # slow, tested elsewhere
     small = ["--pictures", "11", "--seeds", "1", "--steps", "2", "--kinds", "key", "--blocks", "6", "--weights", "0"]
     command = [*small, "--vectors", "1", "--results", str(tmp_path / "found.json")]
@@ -37,7 +27,7 @@ def test_deep_spectral_is_measured_once(tmp_path, monkeypatch, capsys):
 
 
 def test_benchmark_reports_ratio_and_residuals(tmp_path, monkeypatch, capsys):
-    module = load("benchmark_graph")
+    module = load_script("benchmark_graph")
     base = ["benchmark_graph.py", "--width", "16", "--images", "1", "--repeats", "1", "--device", "cpu"]
     monkeypatch.setattr("sys.argv", [*base, "--grids", "12x13", "--out", str(tmp_path / "times.json")])
     module.main()
@@ -50,7 +40,7 @@ def test_benchmark_reports_ratio_and_residuals(tmp_path, monkeypatch, capsys):
 
 
 def test_prompts_are_compared(tmp_path):
-    module = load("compare_prompts")
+    module = load_script("compare_prompts")
     small = ["--seeds", "1", "--iterations", "1", "--batch", "2", "--scenes", "2"]
     command = [*small, "--run-dir", str(tmp_path / "runs"), "--results", str(tmp_path / "prompts.json")]
     assert module.main(command) == 0

@@ -1,24 +1,14 @@
 """The scripts that train and compare mixers, in miniature: they run, write, and go on where they stopped."""
 
-import importlib.util
 import json
-from pathlib import Path
 
 import pytest
-
-SCRIPTS = Path(__file__).resolve().parents[1] / "data_scripts"
-
-
-def load(name: str):
-    spec = importlib.util.spec_from_file_location(name, SCRIPTS / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+from scripts import load_script
 
 
 @pytest.fixture
 def trainer(monkeypatch):
-    module = load("train_mixers")
+    module = load_script("train_mixers")
     monkeypatch.setattr(module, "MIXERS", {"pool": None, "spam": None})
     return module
 
@@ -51,7 +41,7 @@ def test_classification_and_learned_filters(trainer):
 
 
 def test_every_planned_run_can_be_built():
-    module = load("train_mixers")
+    module = load_script("train_mixers")
     planned = [run for part in ("mixers", "ablation", "learned") for run in module.planned(part, module.TASKS, 1, 5, 2)]
     assert len({module.identity(run._asdict()) for run in planned}) == len(planned)
     for run in planned:
@@ -60,7 +50,7 @@ def test_every_planned_run_can_be_built():
 
 
 def test_decoders_are_compared(tmp_path):
-    module = load("compare_decoders")
+    module = load_script("compare_decoders")
     path = tmp_path / "decoders.json"
     small = ["--iterations", "1", "--batch", "2", "--scenes", "2", "--seeds", "1", "--results", str(path)]
     assert module.main([*small, "--run-dir", str(tmp_path / "runs")]) == 0
@@ -74,6 +64,6 @@ def test_decoders_are_compared(tmp_path):
 
 
 def test_benchmark_prints_a_row_for_each_mixer(capsys):
-    module = load("benchmark_mixers")
+    module = load_script("benchmark_mixers")
     assert module.main(["--rounds", "1", "--width", "32", "--batch", "1", "--grids", "4"]) == 0
     assert capsys.readouterr().out.count("4×4, 32 wide") == len(module.MIXERS)

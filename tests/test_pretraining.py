@@ -1,26 +1,21 @@
 """The script that trains the tiny CLIP: both cycles in miniature, interrupted and not."""
 
-import importlib.util
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from scripts import SCRIPTS, load_script
 
 from sptseg_lib.clip.tiny import WEIGHTS_PATH
 
-SCRIPT = Path(__file__).resolve().parents[1] / "data_scripts" / "pretrain_tiny_clip.py"
 BATCH = 16
 
 
 @pytest.fixture(scope="module")
 def script():
-    spec = importlib.util.spec_from_file_location("pretrain_tiny_clip", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("pretrain_tiny_clip")
 
 
 def small(cycle):
@@ -54,5 +49,6 @@ def test_an_interrupted_cycle_ends_as_an_unbroken_one(script, tmp_path, number):
 
 
 def test_help_says_what_is_needed():
-    said = subprocess.run([sys.executable, SCRIPT, "--help"], capture_output=True, text=True, check=True).stdout
+    command = [sys.executable, SCRIPTS / "pretrain_tiny_clip.py", "--help"]
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert "--out" in said and "--start" in said
