@@ -1,8 +1,8 @@
-"""Time plain attention against the fused kernel on this machine, forward alone and with its backward pass.
+"""Time the kinds of attention against each other on this machine, forward alone and with its backward pass.
 
     python data_scripts/benchmark_attention.py
 
-Both sides run in turn within each round, so that a busy machine slows both; medians are printed.
+All run in turn within each round, so that a busy machine slows all; medians are printed.
 The rule in sptseg_lib/attention.py rests on these figures.
 """
 
@@ -13,12 +13,10 @@ from itertools import product
 import torch
 import torch.nn.functional as F
 
+from sptseg_lib.attention import attend_in_pairs, plain_attention
+
 SHAPES = ((64, 4, 65, 32), (16, 4, 267, 32), (8, 4, 513, 32), (2, 12, 1035, 64), (1, 12, 2048, 64))
 ROUNDS = 9
-
-
-def plain(q, k, v):
-    return ((q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)).softmax(-1) @ v
 
 
 def milliseconds(function, tensors, backward: bool) -> float:
@@ -32,7 +30,7 @@ def milliseconds(function, tensors, backward: bool) -> float:
 
 def main() -> None:
     print(f"{torch.get_num_threads()} threads, torch {torch.__version__}; medians of {ROUNDS} interleaved rounds")
-    sides = {"plain": plain, "fused": F.scaled_dot_product_attention}
+    sides = {"fused": F.scaled_dot_product_attention, "plain": plain_attention, "in pairs": attend_in_pairs}
     for dtype, backward, shape in product((torch.float32, torch.bfloat16), (False, True), SHAPES):
         tensors = [torch.randn(shape, dtype=dtype, requires_grad=True) for _ in range(3)]
         times = {name: [] for name in sides}
@@ -42,8 +40,7 @@ def main() -> None:
         medians = {name: statistics.median(values) for name, values in times.items()}
         print(
             f"{str(dtype)[6:]:8s} {'forward + backward' if backward else 'forward':18s} B, H, N, d = {shape}: "
-            + ", ".join(f"{n} {t:.1f} ms" for n, t in medians.items()),
-            f"({medians['plain'] / medians['fused']:.2f})",
+            + ", ".join(f"{n} {t:.1f} ms ({t / medians['fused']:.2f})" for n, t in medians.items())
         )
 
 

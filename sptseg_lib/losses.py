@@ -117,16 +117,17 @@ def ssim_loss(mask_BKHW: Tensor, target_BKHW: Tensor, window: int = 11, sigma: f
 
     def similarity(x: Tensor, y: Tensor) -> Tensor:
         # Most classes are not in most pictures: where y is 0 everywhere, so are its mean and its covariance.
-        there = y.flatten(1).any(1)
-        x_there, y_there = x[there], y[there]
+        found = y.flatten(1).any(1)
+        there, absent = found.nonzero().flatten(), (~found).nonzero().flatten()
+        x_there, y_there = x.index_select(0, there), y.index_select(0, there)
         mean_x, mean_xx = gaussian_blur(torch.cat([x, x * x]), window, sigma).chunk(2)
         mean_xy, mean_y = gaussian_blur(torch.cat([x_there * y_there, y_there]), window, sigma).chunk(2)
         below = (mean_x**2 + c1) * (mean_xx - mean_x**2 + c2)
-        absent = (c1 * c2 / below[~there]).sum()
-        mean_x, mean_xx = mean_x[there], mean_xx[there]
+        of_absent = (c1 * c2 / below.index_select(0, absent)).sum()
+        mean_x, mean_xx = mean_x.index_select(0, there), mean_xx.index_select(0, there)
         above = (2 * mean_x * mean_y + c1) * (2 * (mean_xy - mean_x * mean_y) + c2)
         below = (mean_x**2 + mean_y**2 + c1) * (mean_xx - mean_x**2 + mean_y - mean_y**2 + c2)
-        return absent + (above / below).sum()
+        return of_absent + (above / below).sum()
 
     return 1 - sum_in_pieces(similarity, mask_BKHW, target_BKHW) / mask_BKHW.numel()
 
