@@ -15,7 +15,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 help: ## list the commands
 	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(MAKEFILE_LIST) | while IFS='|' read -r name text; do printf '  make %-15s %s\n' "$$name" "$$text"; done
 
-demo: setup ## set everything up and run the demo experiment (about 15 minutes on two cores)
+demo: setup ## set everything up and run the demo experiment (about 11 minutes on two cores)
 	$(RUN) -m sptseg_lib run notebooks/pipelines/demo.yaml
 
 smoke: setup ## the same pipeline in miniature (at most 3 minutes; scores mean nothing)
