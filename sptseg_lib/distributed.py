@@ -1,5 +1,7 @@
 """Several processes: starting them for evaluation, and what each must know of the others."""
 
+import atexit
+import gc
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -58,3 +60,15 @@ def same_everywhere(module: nn.Module) -> None:
         for p in module.parameters():
             if p.requires_grad:
                 torch.distributed.broadcast(p.data, 0)
+
+
+@atexit.register
+def _leave() -> None:
+    """Leave the process group while Python still stands.
+
+    Gloo's threads may hold tensors of the last collective. Freed by a Python that is being taken down, they abort a
+    process whose work is done, and torchrun calls the run failed. Whatever else holds the group must go first.
+    """
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        gc.collect()
+        torch.distributed.destroy_process_group()
