@@ -22,7 +22,7 @@ from .inference import label_maps, scaled_probabilities
 from .metrics import confusion_matrix, scores
 from .precision import backbone_dtype
 from .scenes.render import SceneSettings
-from .settings import EvaluateSettings
+from .settings import EvaluateSettings, TrainSettings
 from .splits import Split, transfer_split
 
 FLOORS = {"dense_clip": dense_clip, "patch_tokens": patch_tokens}  # what needs no training
@@ -68,7 +68,10 @@ def picture_scores(predicted_BHW: Tensor, label_BHW: Tensor, index_B: Tensor, sp
     return rows
 
 
-def _trained_predictor(folder: Path, split: Split, settings: EvaluateSettings, device: str):
+def trained_predictor(
+    folder: Path, split: Split, settings: EvaluateSettings, device: str
+) -> tuple[Callable[[Tensor], Tensor], TrainSettings]:
+    """What `score_images` takes, from a training run's folder, for the classes of a split; and that run's settings."""
     segmenter, trained = load_segmenter(folder, dtype=backbone_dtype(settings.precision, device))
     model = trained.model()
     text_KE = class_text(load_clip(*model.clip_source), split.classes, model.prompt).to(device)
@@ -141,7 +144,7 @@ def _evaluate(place: Place, settings: EvaluateSettings, scenes: SceneSettings | 
             predict = _floor_predictor(FLOORS[name], load_clip(*model.clip_source), split, settings, device)
             method, setting, seed, own_gammas = name, "training-free", settings.seed, [0.0]
         else:
-            predict, trained = _trained_predictor(folder, split, settings, device)
+            predict, trained = trained_predictor(folder, split, settings, device)
             method, setting, seed = trained.method, trained.setting, trained.seed
             if trained.split != settings.split:
                 raise ValueError(

@@ -1,0 +1,237 @@
+"""Studies: variants of a method, each trained with several seeds and scored alike.
+
+A run is kept under a key made of its settings. What two tables share is trained once, and a study that was stopped
+goes on where it was. Scores are taken for every seen-class shift γ, on validation scenes, where γ is chosen for each
+variant, and on test scenes, where it is not.
+"""
+
+import hashlib
+import json
+import multiprocessing
+import os
+import time
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+from typing import NamedTuple
+
+import psutil
+import torch
+from tqdm.auto import tqdm
+
+from .data import held_out_loader, split_for
+from .disk import check_room
+from .evaluate import score_images, trained_predictor
+from .metrics import scores
+from .precision import find_device
+from .settings import HOW, EvaluateSettings, TrainSettings
+from .splits import Split
+from .train import fit
+
+GAMMAS = [0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5]
+PUBLISHED_GAMMA = 0.1  # for data sets that have no validation pictures apart from their test set
+KEPT = ("pAcc", "mIoU_seen", "mIoU_unseen", "hIoU", "things_seen", "things_unseen", "stuff_seen", "stuff_unseen")
+WORKER_BYTES = 1_500_000_000  # what one training process of the tiny CLIP takes, torch and all, rounded up
+Scorecard = dict[str, dict[str, dict]]  # part -> γ -> scores
+
+
+class Form(NamedTuple):
+    """How long a study's runs are: changes to TrainSettings' defaults, and how many scenes score them."""
+
+    train: dict
+    validation: int
+    test: int
+
+
+FORMS = {
+    "short": Form(
+        {"size": 96, "batch": 8, "iterations": 200, "warmup": 20, "overrides": {"grid": 12}}, validation=128, test=256
+    ),
+    "long": Form({"size": 128, "batch": 16, "iterations": 550}, validation=200, test=500),
+}
+
+
+class Variant(NamedTuple):
+    """One row of a table: TrainSettings that differ from the form's. `overrides` of both are put together."""
+
+    name: str
+    changes: dict
+
+    def settings(self, form: Form, seed: int, **shared) -> TrainSettings:
+        """The variant's run with one seed. Raises: ValueError (pydantic's) for settings that cannot be."""
+        overrides = {**form.train.get("overrides", {}), **self.changes.get("overrides", {})}
+        return TrainSettings(**{**form.train, **shared, **self.changes, "overrides": overrides, "seed": seed})
+
+
+def run_key(settings: TrainSettings) -> str:
+    """A name for what a run computes: its settings that are not the default, hashed.
+
+    A preset and the same model written as overrides are one run, and a new setting of later versions renames none.
+    """
+    own = settings.model_dump(
+        mode="json", exclude_defaults=True, exclude=HOW | {"run_dir", "start", "method", "overrides"}
+    )
+    model = settings.model().model_dump(mode="json", exclude_defaults=True, exclude={"seen_shift"})
+    text = json.dumps([own, model], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _scorers(settings: TrainSettings, form: Form) -> tuple[Split, dict[str, EvaluateSettings]]:
+    scenes = {"validation": form.validation, "test": form.test}
+    if settings.dataset != "shapescenes":
+        del scenes["validation"]
+    shared = {name: getattr(settings, name) for name in ("dataset", "split", "size", "precision", "num_workers")}
+    return split_for(settings.dataset, settings.split), {
+        part: EvaluateSettings(part=part, scenes=count, batch=32, **shared) for part, count in scenes.items()
+    }
+
+
+def score_predictor(predict, settings: TrainSettings, form: Form, gammas: list[float] = GAMMAS) -> Scorecard:
+    """Scores of any predictor, (B, 3, H, W) -> probabilities (B, K, H, W), on a run's validation and test pictures.
+
+    Returns {"validation": {γ: scores}, "test": {γ: scores}}; a data set other than ShapeScenes has no validation part.
+    """
+    split, parts = _scorers(settings, form)
+    card: Scorecard = {}
+    for part, held_out in parts.items():
+        confusion_GKK, _, _ = score_images(predict, held_out_loader(held_out, split), split, gammas, part)
+        card[part] = {str(gamma): scores(matrix, split) for gamma, matrix in zip(gammas, confusion_GKK)}
+    return card
+
+
+def train_and_score(settings: TrainSettings, form: Form, root: Path) -> dict:
+    """One run of a study, trained and scored if that is not done yet; what <root>/<key>/scores.json holds.
+
+    A transductive run goes on from the inductive one of the same variant, which must be there.
+    Raises: ValueError where the folder holds scores of other settings.
+    """
+    folder = root / run_key(settings)
+    wanted = settings.model_dump(mode="json", exclude=HOW | {"run_dir", "start"}) | {"form": form._asdict()}
+    path = folder / "scores.json"
+    if path.is_file():
+        found = json.loads(path.read_text(encoding="utf-8"))
+        told = {name: value for name, value in found["settings"].items() if name in wanted}
+        same = {name: wanted[name] for name in told}
+        for known in (told, same):  # a preset and the same model written out are one run
+            known.pop("method"), known.pop("overrides")
+        if told != json.loads(json.dumps(same)):
+            raise ValueError(
+                f"{path} holds scores of other settings under the same key: {told}, not {same}. "
+                "Two runs would be taken for one; delete that folder."
+            )
+        return found
+    begun, busy = time.perf_counter(), time.process_time()
+    trained = fit(settings.model_copy(update={"run_dir": str(folder)}), progress=False)
+    split, parts = _scorers(settings, form)
+    predict, _ = trained_predictor(trained, split, next(iter(parts.values())), find_device())
+    card = score_predictor(predict, settings, form, GAMMAS if settings.setting == "inductive" else [0.0])
+    result = {"key": folder.name, "settings": wanted}
+    result["seconds"] = round(time.perf_counter() - begun, 1)
+    result["cpu_seconds"] = round(time.process_time() - busy, 1)  # of all threads: other work on the machine adds none
+    partial = path.with_suffix(".part")
+    partial.write_text(json.dumps(result | card), encoding="utf-8")
+    partial.replace(path)
+    return result | card
+
+
+def workers_for(jobs: int) -> int:
+    """How many runs this machine takes at once: one a GPU, or as many as it has cores and free memory for."""
+    if torch.cuda.is_available():
+        return max(1, min(jobs, torch.cuda.device_count()))
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return max(1, min(jobs, cores, psutil.virtual_memory().available // WORKER_BYTES))
+
+
+def _begin_worker(devices, threads: int) -> None:
+    if devices is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = str(devices.get())
+    torch.set_num_threads(threads)
+
+
+def _all_at_once(jobs: Sequence[TrainSettings], form: Form, root: Path, workers: int, title: str) -> list[dict]:
+    if workers == 1:
+        return [train_and_score(job, form, root) for job in tqdm(jobs, desc=title)]
+    context = multiprocessing.get_context("spawn")
+    devices = None
+    if torch.cuda.is_available():
+        devices = context.Queue()
+        for i in range(workers):
+            devices.put(i)
+    threads = max(1, torch.get_num_threads() // workers)
+    pool = ProcessPoolExecutor(workers, context, _begin_worker, (devices, threads))
+    try:
+        waiting = [pool.submit(train_and_score, job, form, root) for job in jobs]
+        return [done.result() for done in tqdm(as_completed(waiting), total=len(jobs), desc=title)]
+    except BaseException:
+        pool.shutdown(wait=False, cancel_futures=True)
+        for child in multiprocessing.active_children():  # each goes on from its last checkpoint next time
+            child.terminate()
+        raise
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def run_study(
+    variants: Iterable[Variant], seeds: Sequence[int], form: Form, root: Path, workers: int = 0, **shared
+) -> dict[str, list[dict]]:
+    """Train and score every variant with every seed; {variant: what `train_and_score` returns, a seed each}.
+
+    root: where runs are kept. workers: runs at once; 0: as many as `workers_for` allows. shared: settings of all runs,
+    such as dataset and split. Interrupted at any point, it goes on from there when called again.
+    Raises: ValueError for settings that cannot be, before anything is trained.
+    """
+    variants = list(variants)
+    plan = {v.name: [v.settings(form, seed, **shared) for seed in seeds] for v in variants}
+    inductive, transductive = {}, {}
+    for runs in plan.values():
+        for i, run in enumerate(runs):
+            if run.setting == "transductive":
+                first = run.model_copy(update={"setting": "inductive", "iterations": form.train["iterations"]})
+                inductive[run_key(first)] = first
+                start = root / run_key(first) / "train" / first.name
+                runs[i] = run = run.model_copy(update={"start": str(start)})
+                transductive[run_key(run)] = run
+            else:
+                inductive[run_key(run)] = run
+    check_room(root, 200_000_000)
+    found = {}
+    for title, jobs in (("training", inductive), ("self-training", transductive)):
+        if jobs:
+            # Seeds outermost: a study that is stopped early has every variant rather than every seed.
+            ordered = sorted(jobs.values(), key=lambda job: job.seed)
+            count = min(workers or workers_for(len(jobs)), len(jobs))
+            found |= {run["key"]: run for run in _all_at_once(ordered, form, root, count, title)}
+    return {name: [found[run_key(run)] for run in runs] for name, runs in plan.items()}
+
+
+def choose_gamma(runs: list[dict]) -> float:
+    """The γ with the highest hIoU on validation scenes, averaged over a variant's seeds; without any, the published."""
+    if "validation" not in runs[0]:
+        return PUBLISHED_GAMMA
+    parts = [run["validation"] for run in runs]
+    return max((float(g) for g in parts[0]), key=lambda g: sum(part[str(g)]["hIoU"] or 0.0 for part in parts))
+
+
+def summarise(study: dict[str, list[dict]]) -> dict[str, dict]:
+    """What a study's results keep of it: for each variant the chosen γ, and test scores by γ, a seed each.
+
+    {variant: {"gamma", "seeds": [...], "seconds": [...], "cpu_seconds": [...], "validation_hIoU": [...] at γ,
+    "test": [{γ: {score: value}}, ...], "per_class": [{class: IoU}, ...] at γ}}.
+    """
+    kept = {}
+    for name, runs in study.items():
+        gamma = choose_gamma(runs)
+        at = [{float(g): card for g, card in run["test"].items()} for run in runs]
+        kept[name] = {
+            "gamma": gamma,
+            "seeds": [run["settings"]["seed"] for run in runs],
+            "seconds": [run["seconds"] for run in runs],
+            "cpu_seconds": [run["cpu_seconds"] for run in runs],
+            "validation_hIoU": [run["validation"][str(gamma)]["hIoU"] for run in runs if "validation" in run],
+            "test": [{str(g): {k: card[k] for k in KEPT if k in card} for g, card in cards.items()} for cards in at],
+            "per_class": [
+                {c: value["iou"] and round(value["iou"], 2) for c, value in cards[gamma]["per_class"].items()}
+                for cards in at
+            ],
+        }
+    return kept

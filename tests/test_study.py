@@ -1,0 +1,127 @@
+"""Studies: what is the same run, what is trained once, what goes on after a stop, and what is chosen on what."""
+
+import json
+
+import pytest
+
+from sptseg_lib import study
+from sptseg_lib.ablations import ablation_rows
+from sptseg_lib.metrics import harmonic_mean
+from sptseg_lib.settings import PRESETS
+from sptseg_lib.study import FORMS, Form, Variant, choose_gamma, run_key, run_study, summarise, train_and_score
+
+TINY = Form(
+    {
+        "size": 32, "batch": 2, "iterations": 2, "warmup": 1, "precision": "float32",
+        "overrides": {"grid": 4, "decoder_layers": 1, "prompt_tokens": 1},
+    },
+    validation=3, test=4,
+)  # fmt: skip
+TWO = [Variant("one shared", {"overrides": {"spectral_shared": True}}), Variant("none", {"method": "zegclip_sgd"})]
+
+
+def test_a_key_names_what_a_run_computes():
+    def key(seed=0, **changes):
+        return run_key(Variant("", changes).settings(TINY, seed))
+
+    assert key() == key(devices=1, num_workers=0, save_every=7)  # how it is computed does not count
+    assert key(method="zegclip_sgd") == key(overrides=dict(PRESETS["zegclip_sgd"]))
+    different = [key(), key(seed=1), key(iterations=3), key(overrides={"window": 2}), key(method="zegclip")]
+    assert len(set(different)) == len(different)
+
+
+def test_a_study_trains_each_run_once_and_goes_on_after_a_stop(tmp_path, monkeypatch):
+    fitted, fit = [], study.fit
+
+    def counted(settings, **options):
+        fitted.append(run_key(settings))
+        if len(fitted) == 3:
+            raise KeyboardInterrupt
+        return fit(settings, **options)
+
+    monkeypatch.setattr(study, "fit", counted)
+    again = Variant("the same", {"overrides": {"spectral_layers": []}})
+    with pytest.raises(KeyboardInterrupt):
+        run_study([*TWO, again], [0, 1], TINY, tmp_path, workers=1)
+    found = run_study([*TWO, again], [0, 1], TINY, tmp_path, workers=1)
+    assert len(fitted) == 5 and len(set(fitted)) == 4  # four runs, one of them begun twice
+    assert found["none"] == found["the same"] != found["one shared"]
+    monkeypatch.setattr(study, "fit", None)
+    assert run_study(TWO, [0, 1], TINY, tmp_path, workers=1) == {v.name: found[v.name] for v in TWO}
+    kept = summarise(found)
+    assert kept["none"]["seeds"] == [0, 1] and len(kept["none"]["test"]) == len(kept["none"]["per_class"]) == 2
+    json.dumps(kept, allow_nan=False)
+
+
+@pytest.mark.slow
+def test_two_workers_find_what_one_finds(tmp_path):
+    one = run_study(TWO, [0], TINY, tmp_path / "one", workers=1)
+    two = run_study(TWO, [0], TINY, tmp_path / "two", workers=2)
+    for name in one:
+        assert one[name][0]["test"] == two[name][0]["test"]
+        assert one[name][0]["validation"] == two[name][0]["validation"]
+
+
+def test_scores_of_other_settings_under_a_key_are_refused(tmp_path):
+    settings = TWO[0].settings(TINY, 0)
+    train_and_score(settings, TINY, tmp_path)
+    path = tmp_path / run_key(settings) / "scores.json"
+    held = json.loads(path.read_text())
+    held["settings"]["learning_rate"] = 1.0
+    path.write_text(json.dumps(held))
+    with pytest.raises(ValueError, match="delete that folder"):
+        train_and_score(settings, TINY, tmp_path)
+
+
+def test_other_scenes_to_score_are_other_scores(tmp_path):
+    settings = TWO[0].settings(TINY, 0)
+    train_and_score(settings, TINY, tmp_path)
+    with pytest.raises(ValueError, match="other settings"):
+        train_and_score(settings, TINY._replace(test=5), tmp_path)
+
+
+def test_self_training_goes_on_from_its_inductive_run(tmp_path):
+    found = run_study([Variant("self", {"setting": "transductive", "iterations": 1})], [0], TINY, tmp_path, workers=1)
+    folders = {run_key(v.settings(TINY, 0)) for v in (Variant("", {}), Variant("", {"setting": "transductive"}))}
+    assert len(list(tmp_path.glob("*/train/*/checkpoint.safetensors"))) == 2 and len(folders) == 2
+    assert list(found["self"][0]["test"]) == ["0.0"]
+
+
+def test_gamma_is_chosen_on_validation_scenes_over_all_seeds():
+    def run(validation, test):
+        return {part: {g: {"hIoU": v} for g, v in zip(("0.0", "0.1", "0.2"), values)} for part, values in
+                (("validation", validation), ("test", test))}  # fmt: skip
+
+    assert choose_gamma([run((50, 10, 20), (0, 0, 90)), run((1, 10, 40), (0, 0, 90))]) == 0.2
+    assert choose_gamma([run((50, 10, 20), (0, 0, 90)), run((20, 10, 40), (0, 0, 90))]) == 0.0
+    assert choose_gamma([{"test": {}}]) == study.PUBLISHED_GAMMA
+
+
+def test_workers_are_as_many_as_memory_allows(monkeypatch):
+    monkeypatch.setattr(study.torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(study.os, "sched_getaffinity", lambda _: range(8), raising=False)
+    memory = type("Memory", (), {"available": 3 * study.WORKER_BYTES + 1})
+    monkeypatch.setattr(study.psutil, "virtual_memory", lambda: memory)
+    assert [study.workers_for(jobs) for jobs in (1, 2, 99)] == [1, 2, 3]
+    memory.available = 10
+    assert study.workers_for(9) == 1
+
+
+@pytest.mark.parametrize("layers", [6, 12])
+def test_every_row_of_the_ablations_is_a_run_of_its_own_or_the_baseline(layers):
+    rows = ablation_rows(layers)
+    names = [row.variant.name for row in rows]
+    assert len(set(names)) == len(names)
+    keys = [run_key(row.variant.settings(FORMS["long"], 0)) for row in rows]
+    others = [key for key in keys if key != keys[0]]
+    assert len(set(others)) == len(others) == 29
+    tables = [row.table for row in rows]
+    for table in set(tables):
+        assert keys[0] in [key for key, own in zip(keys, tables) if own == table], f"{table} lacks the baseline"
+
+
+def test_published_scores_agree_with_themselves():
+    for row in ablation_rows(12):
+        if row.published:
+            seen, unseen, harmonic = row.published
+            assert harmonic_mean(seen, unseen) == pytest.approx(harmonic, abs=0.15), row
