@@ -15,8 +15,9 @@ from typing import Any
 import nbformat
 
 from .disk import check_room
+from .hardware import hardware
 from .pipeline import Pipeline, PipelineError, Step
-from .report import clock, hardware, read_metrics, write_report
+from .report import clock, read_metrics, write_report
 from .settings import HOW
 
 

@@ -3,11 +3,7 @@
 import json
 import math
 import os
-import platform
-import shutil
-import subprocess
 from datetime import datetime
-from importlib import metadata
 from pathlib import Path
 from statistics import fmean, stdev
 
@@ -114,22 +110,6 @@ def clock(seconds: float) -> str:
         return f"{whole} s"
     minutes, rest = divmod(whole, 60)
     return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
-
-
-def hardware() -> str:
-    """One line about this machine: cores, GPU, system, Python and torch, without importing torch."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    parts = [f"{cores} CPU cores", f"{platform.system()} {platform.machine()}", f"Python {platform.python_version()}"]
-    if shutil.which("nvidia-smi"):
-        asked = subprocess.run(
-            ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"], capture_output=True, text=True
-        )
-        parts[1:1] = sorted(set(asked.stdout.strip().splitlines())) if asked.returncode == 0 else []
-    try:
-        parts.append(f"torch {metadata.version('torch')}")
-    except metadata.PackageNotFoundError:
-        pass
-    return ", ".join(parts)
 
 
 def _is_number(value) -> bool:

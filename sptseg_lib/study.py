@@ -29,18 +29,28 @@ from .splits import Split
 from .train import fit
 
 GAMMAS = [0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5]
-PUBLISHED_GAMMA = 0.1  # for data sets that have no validation pictures apart from their test set
-KEPT = ("pAcc", "mIoU_seen", "mIoU_unseen", "hIoU", "things_seen", "things_unseen", "stuff_seen", "stuff_unseen")
 WORKER_BYTES = 1_500_000_000  # what one training process of the tiny CLIP takes, torch and all, rounded up
 Scorecard = dict[str, dict[str, dict]]  # part -> γ -> scores
 
 
 class Form(NamedTuple):
-    """How long a study's runs are: changes to TrainSettings' defaults, and how many scenes score them."""
+    """How long a study's runs are: changes to TrainSettings' defaults, scenes to score them, EvaluateSettings' changes.
+
+    A data set of photographs is scored on its whole test set and has no validation part.
+    """
 
     train: dict
-    validation: int
-    test: int
+    validation: int = 1
+    test: int = 1
+    score: dict = {}
+
+
+def _recipe(split: str, iterations: int, **overrides) -> Form:
+    """The paper's setting for a data set of photographs, as in notebooks/pipelines/<split>_inductive.yaml."""
+    clip = {"clip": "ViT-B-16-quickgelu", "weights": "openai", "normalisation": "imagenet", "grid": 32}
+    schedule = {"iterations": iterations, "learning_rate": 2e-4, "warmup": 1500, "save_every": 1000}
+    pictures = {"split": split, "size": 512, "batch": 16, "num_workers": 8}
+    return Form({**pictures, **schedule, "overrides": clip | overrides}, score={"short_side": 512, "stride": 426})
 
 
 FORMS = {
@@ -48,6 +58,8 @@ FORMS = {
         {"size": 96, "batch": 8, "iterations": 200, "warmup": 20, "overrides": {"grid": 12}}, validation=128, test=256
     ),
     "long": Form({"size": 128, "batch": 16, "iterations": 550}, validation=200, test=500),
+    "voc12": _recipe("voc12", 20_000, prompt_tokens=10),
+    "coco_stuff": _recipe("coco_stuff", 96_000, prompt_tokens=100, prompt="ensemble"),
 }
 
 
@@ -82,7 +94,8 @@ def _scorers(settings: TrainSettings, form: Form) -> tuple[Split, dict[str, Eval
         del scenes["validation"]
     shared = {name: getattr(settings, name) for name in ("dataset", "split", "size", "precision", "num_workers")}
     return split_for(settings.dataset, settings.split), {
-        part: EvaluateSettings(part=part, scenes=count, batch=32, **shared) for part, count in scenes.items()
+        part: EvaluateSettings(part=part, scenes=count, batch=32, **shared, **form.score)
+        for part, count in scenes.items()
     }
 
 
@@ -202,36 +215,3 @@ def run_study(
             count = min(workers or workers_for(len(jobs)), len(jobs))
             found |= {run["key"]: run for run in _all_at_once(ordered, form, root, count, title)}
     return {name: [found[run_key(run)] for run in runs] for name, runs in plan.items()}
-
-
-def choose_gamma(runs: list[dict]) -> float:
-    """The γ with the highest hIoU on validation scenes, averaged over a variant's seeds; without any, the published."""
-    if "validation" not in runs[0]:
-        return PUBLISHED_GAMMA
-    parts = [run["validation"] for run in runs]
-    return max((float(g) for g in parts[0]), key=lambda g: sum(part[str(g)]["hIoU"] or 0.0 for part in parts))
-
-
-def summarise(study: dict[str, list[dict]]) -> dict[str, dict]:
-    """What a study's results keep of it: for each variant the chosen γ, and test scores by γ, a seed each.
-
-    {variant: {"gamma", "seeds": [...], "seconds": [...], "cpu_seconds": [...], "validation_hIoU": [...] at γ,
-    "test": [{γ: {score: value}}, ...], "per_class": [{class: IoU}, ...] at γ}}.
-    """
-    kept = {}
-    for name, runs in study.items():
-        gamma = choose_gamma(runs)
-        at = [{float(g): card for g, card in run["test"].items()} for run in runs]
-        kept[name] = {
-            "gamma": gamma,
-            "seeds": [run["settings"]["seed"] for run in runs],
-            "seconds": [run["seconds"] for run in runs],
-            "cpu_seconds": [run["cpu_seconds"] for run in runs],
-            "validation_hIoU": [run["validation"][str(gamma)]["hIoU"] for run in runs if "validation" in run],
-            "test": [{str(g): {k: card[k] for k in KEPT if k in card} for g, card in cards.items()} for cards in at],
-            "per_class": [
-                {c: value["iou"] and round(value["iou"], 2) for c, value in cards[gamma]["per_class"].items()}
-                for cards in at
-            ],
-        }
-    return kept

@@ -14,6 +14,7 @@ LIBRARY = ROOT / "sptseg_lib"
 ORDER = [
     "__init__",
     "disk",
+    "hardware",
     "palette",
     "class_lists",
     "precision",
@@ -44,6 +45,7 @@ ORDER = [
     "evaluate",
     "spread",
     "study",
+    "results",
     "ablations",
     "plots",
     "shipped",

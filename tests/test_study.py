@@ -1,15 +1,21 @@
 """Studies: what is the same run, what is trained once, what goes on after a stop, and what is chosen on what."""
 
 import json
+from pathlib import Path
 
 import pytest
 
 from sptseg_lib import study
 from sptseg_lib.ablations import ablation_rows
 from sptseg_lib.metrics import harmonic_mean
-from sptseg_lib.settings import PRESETS
-from sptseg_lib.study import FORMS, Form, Variant, choose_gamma, run_key, run_study, summarise, train_and_score
+from sptseg_lib.pipeline import load_pipeline
+from sptseg_lib.results import PUBLISHED_GAMMA, at_gamma, choose_gamma, read_results, summarise, write_results
+from sptseg_lib.scenes.render import SceneSettings
+from sptseg_lib.scenes.voc_layout import write_voc
+from sptseg_lib.settings import PRESETS, EvaluateSettings, TrainSettings
+from sptseg_lib.study import FORMS, Form, Variant, run_key, run_study, train_and_score
 
+ROOT = Path(__file__).resolve().parents[1]
 TINY = Form(
     {
         "size": 32, "batch": 2, "iterations": 2, "warmup": 1, "precision": "float32",
@@ -48,9 +54,13 @@ def test_a_study_trains_each_run_once_and_goes_on_after_a_stop(tmp_path, monkeyp
     assert found["none"] == found["the same"] != found["one shared"]
     monkeypatch.setattr(study, "fit", None)
     assert run_study(TWO, [0, 1], TINY, tmp_path, workers=1) == {v.name: found[v.name] for v in TWO}
-    kept = summarise(found)
-    assert kept["none"]["seeds"] == [0, 1] and len(kept["none"]["test"]) == len(kept["none"]["per_class"]) == 2
-    json.dumps(kept, allow_nan=False)
+    results = write_results(tmp_path / "results.json", found, "short", note="tiny")
+    assert results == json.loads((tmp_path / "results.json").read_text()) and results["runs"] == 4
+    kept = results["variants"]["none"]
+    assert kept["seeds"] == [0, 1] and len(kept["test"]) == len(kept["per_class"]) == 2
+    first = found["none"][0]["test"][str(kept["gamma"])]
+    assert at_gamma(kept, "mIoU_seen")[0] == first["mIoU_seen"]
+    assert at_gamma(kept, "pAcc", 0.5)[1] == found["none"][1]["test"]["0.5"]["pAcc"]
 
 
 @pytest.mark.slow
@@ -94,7 +104,8 @@ def test_gamma_is_chosen_on_validation_scenes_over_all_seeds():
 
     assert choose_gamma([run((50, 10, 20), (0, 0, 90)), run((1, 10, 40), (0, 0, 90))]) == 0.2
     assert choose_gamma([run((50, 10, 20), (0, 0, 90)), run((20, 10, 40), (0, 0, 90))]) == 0.0
-    assert choose_gamma([{"test": {}}]) == study.PUBLISHED_GAMMA
+    assert choose_gamma([{"test": {"0.0": {}, "0.1": {}}}]) == PUBLISHED_GAMMA
+    assert choose_gamma([{"test": {"0.0": {}}}]) == 0  # self-training and supervision take no shift
 
 
 def test_workers_are_as_many_as_memory_allows(monkeypatch):
@@ -125,3 +136,26 @@ def test_published_scores_agree_with_themselves():
         if row.published:
             seen, unseen, harmonic = row.published
             assert harmonic_mean(seen, unseen) == pytest.approx(harmonic, abs=0.15), row
+
+
+def test_forms_for_photographs_are_the_recipes(tmp_path):
+    for name in ("voc12", "coco_stuff"):
+        recipe = load_pipeline(ROOT / "notebooks" / "pipelines" / f"{name}_inductive.yaml")
+        train, score = (step.parameters for step in recipe.steps)
+        ours = Variant("", {}).settings(FORMS[name], 0, dataset=train["dataset"])
+        assert ours == TrainSettings(**train).model_copy(update={"run_dir": ours.run_dir})
+        theirs = EvaluateSettings(**score)
+        assert FORMS[name].score == {"short_side": theirs.short_side, "stride": theirs.stride}
+        assert PUBLISHED_GAMMA == theirs.gamma
+
+
+def test_photographs_have_no_validation_part(tmp_path):
+    folder = write_voc(tmp_path / "voc", {"train": 4, "val": 3}, SceneSettings(size=32))
+    found = run_study([Variant("", {})], [0], TINY, tmp_path / "runs", workers=1, dataset=str(folder))
+    assert "validation" not in found[""][0]
+    assert summarise(found)[""]["gamma"] == PUBLISHED_GAMMA
+
+
+def test_results_that_are_not_there_are_named():
+    with pytest.raises(FileNotFoundError, match="short"):
+        read_results("no_such_study")
