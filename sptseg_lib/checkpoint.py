@@ -16,10 +16,10 @@ WEIGHTS, SETTINGS = "checkpoint.safetensors", "settings.json"
 
 
 def save_checkpoint(folder: Path, segmenter: Segmenter, settings: TrainSettings) -> None:
-    """Write the trained parameters and the settings; the backbone is named in the settings, not copied."""
+    """Write what was trained and the settings; a frozen backbone is named in the settings, not copied."""
     write_settings(folder, settings)
     partial = folder / (WEIGHTS + ".part")
-    save_file({name: p.detach().contiguous() for name, p in segmenter.trainable().items()}, partial)
+    save_file({name: t.contiguous() for name, t in segmenter.kept().items()}, partial)
     partial.replace(folder / WEIGHTS)
 
 
@@ -46,7 +46,10 @@ def read_settings(folder: Path) -> TrainSettings:
 
 def load_trained(segmenter: Segmenter, path: Path) -> None:
     """Load trained parameters strictly; raises ValueError that names the first that does not fit."""
-    tensors, own = load_tensors(path), segmenter.trainable()
+    tensors = load_tensors(path)
+    if "decoder.text_SE" in tensors:
+        segmenter.remember(tensors["decoder.text_SE"])
+    own = segmenter.kept()
     odd = [
         f"{name}: {tuple(tensors[name].shape) if name in tensors else 'missing'}, not {tuple(p.shape)}"
         for name, p in own.items()

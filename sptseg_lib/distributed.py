@@ -54,6 +54,11 @@ def present_pairs(label_BHW: Tensor, classes: int) -> Tensor:
     return present_BK.scatter_(1, label_BHW.long().flatten(1), 1.0)[:, :classes].sum()
 
 
+def labelled_pixels(label_BHW: Tensor, classes: int) -> Tensor:
+    """How many pixels masks give a class; cross-entropy is divided by it."""
+    return (label_BHW < classes).sum().float()
+
+
 def same_everywhere(module: nn.Module) -> None:
     """Give every process the trained parameters of the first."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():

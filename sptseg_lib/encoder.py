@@ -26,8 +26,8 @@ class PromptedEncoder(nn.Module):
 
     Shapes: image (B, 3, H, W) -> patches (B, h, w, E), global (B, E).
     `spectral_layers` counts from 1, as the paper does. With `graph_modes`, S filters on the image's own graph.
-    The backbone is frozen and may be bfloat16;
-    what is learned stays float32. Raises: ValueError for a layer that the backbone does not have.
+    The backbone is frozen and may be bfloat16; what is learned stays float32, with `train_backbone` the backbone too.
+    Without any prompt there is no norm of its own either, and the encoder is CLIP's. Raises: ValueError for a layer that the backbone does not have.
     """
 
     def __init__(
@@ -40,6 +40,7 @@ class PromptedEncoder(nn.Module):
         class_token_twice: bool,
         dropout: float,
         graph_modes: int = 0,
+        train_backbone: bool = False,
     ):
         super().__init__()
         layers = len(backbone.blocks)
@@ -48,7 +49,7 @@ class PromptedEncoder(nn.Module):
                 f"spectral_layers {outside} do not exist: the backbone has layers 1 to {layers}. "
                 "No spectral prompt would enter there; choose among those."
             )
-        self.backbone = backbone.requires_grad_(False)
+        self.backbone = backbone.requires_grad_(train_backbone)
         self.class_token_twice = class_token_twice
         width = backbone.width
         if prompt_tokens:
@@ -67,7 +68,7 @@ class PromptedEncoder(nn.Module):
             GraphPrompt(graph_modes, width) if graph_modes else SpectralPrompt(spectral_grid, width)
             for _ in range(len(set(self.spectral_index.values())))
         )
-        self.norm = nn.LayerNorm(width, eps=1e-6)
+        self.norm = nn.LayerNorm(width, eps=1e-6) if prompt_tokens or chosen else nn.Identity()
         self.checkpointing = False  # keep each layer's input alone, and compute the layer again for its gradient
 
     def forward(self, image_B3HW: Tensor) -> Encoded:

@@ -79,7 +79,7 @@ def trained_predictor(
 
     def predict(image_B3HW: Tensor) -> Tensor:
         return scaled_probabilities(
-            lambda piece: segmenter(piece, text_KE).sigmoid(),
+            lambda piece: segmenter.probabilities(segmenter(piece, text_KE)),
             image_B3HW.to(device), settings.size, segmenter.patch, settings.stride, settings.short_side,
         )  # fmt: skip
 

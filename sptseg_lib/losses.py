@@ -138,3 +138,9 @@ def dice_loss(logits_BKHW: Tensor, target_BKHW: Tensor, counted_B1HW: Tensor, sm
     t_BKP = target_BKHW.flatten(2)
     dice_BK = 1 - (2 * (p_BKP * t_BKP).sum(-1) + smooth) / (p_BKP.sum(-1) + t_BKP.sum(-1) + smooth)
     return dice_BK.sum() / t_BKP.any(-1).sum().clamp(min=1)
+
+
+def cross_entropy(logits_BKHW: Tensor, label_BHW: Tensor) -> Tensor:
+    """−log softmax of the true class, mean over labelled pixels; (B, H, W) train ids, 255 never counts."""
+    total = F.cross_entropy(logits_BKHW, label_BHW.long(), ignore_index=IGNORE, reduction="sum")
+    return total / (label_BHW != IGNORE).sum().clamp(min=1)

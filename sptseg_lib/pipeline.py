@@ -267,7 +267,7 @@ def _product(notebook: str, step: str, parameters: dict) -> str | None:
 
 
 def _check_start(step: str, parameters: dict, products: dict) -> None:
-    if parameters.get("setting") != "transductive" or parameters.get("start"):
+    if parameters.get("setting") != "transductive" or parameters.get("start") or parameters.get("pseudo") == "clip":
         return
     wanted = f"train/{parameters['method']}-inductive-seed{parameters['seed']}"
     if wanted not in products:

@@ -28,6 +28,8 @@ MOST_DECIDED_PIXELS = 2**20
 # The work done on one picture grows with its area; long panoramas are taken smaller.
 MOST_WORKING_PIXELS = 2**22
 
+Window = tuple[Encoded, Tensor | None]  # of a window: patches and global embedding; log Σ exp over all classes
+
 
 class Predictor:
     """Class probabilities of pictures, for class names that need not be those of training.
@@ -97,10 +99,10 @@ class Predictor:
         cells = (-(-h // self.patch), -(-w // self.patch))
         at_once = max(1, MOST_VALUES // (B * max(H * W, h * w)))
         parts = list(zip(class_text_KE.split(at_once), seen_K.to(self.device).split(at_once)))
-        windows: list[Encoded] = []
+        windows: list[Window] = []
         best, heat_BKhw, first = None, [], 0
         for text_KE, seen_k in tqdm(parts, desc="classes", disable=not progress or len(parts) == 1):
-            score = self._scorer(text_KE, windows)
+            score = self._scorer(text_KE, windows, [text for text, _ in parts])
             probability = class_probabilities(score, working_B3hw, self.size, self.patch, stride)
             heat_BKhw.append(F.adaptive_avg_pool2d(probability, cells).cpu())
             if (h, w) != (H, W):
@@ -109,15 +111,17 @@ class Predictor:
             first += len(text_KE)
         return Best(*(x.cpu() for x in best)), torch.cat(heat_BKhw, dim=1)
 
-    def _scorer(self, text_KE: Tensor, windows: list[Encoded]) -> Callable[[Tensor], Tensor]:
-        """Scores windows in turn; what the encoder says of them is computed once and kept in `windows`."""
+    def _scorer(self, text_KE: Tensor, windows: list[Window], texts: list[Tensor]) -> Callable[[Tensor], Tensor]:
+        """Scores windows in turn; what all parts of the classes need of them is computed once and kept in `windows`."""
         turn: Iterator[int] = itertools.count()
+        segmenter = self.segmenter
 
         def score(piece: Tensor) -> Tensor:
             place = next(turn)
             if place == len(windows):
-                windows.append(self.segmenter.encode(piece))
-            return self.segmenter.decode(windows[place], text_KE).sigmoid()
+                windows.append((encoded := segmenter.encode(piece), segmenter.normaliser(encoded, texts)))
+            encoded, normaliser_B1hw = windows[place]
+            return segmenter.probabilities(segmenter.decode(encoded, text_KE), normaliser_B1hw)
 
         return score
 

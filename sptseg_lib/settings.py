@@ -39,8 +39,15 @@ class ModelSettings(Settings):
     graph_modes: int = Field(16, ge=2, description="eigenvectors of a graph basis, smoothest first")
     class_token_twice: bool = Field(False, description="add the class embedding twice, as the released encoders do")
 
-    decoder: Literal["spectral", "cross", "balanced"] = Field(
-        "spectral", description="SPT-SEG's decoder, ZegCLIP's, or SPT-SEG's with SPANet's mixer for its heads"
+    train_backbone: bool = Field(False, description="train CLIP's image encoder too, a copy of it, in float32")
+    backbone_rate: float = Field(
+        0.1, gt=0, description="its share of the learning rate: the published recipe gives ten times to what is new"
+    )
+
+    decoder: Literal["spectral", "cross", "balanced", "cosine", "probe", "projection"] = Field(
+        "spectral",
+        description="SPT-SEG's decoder, ZegCLIP's, or SPT-SEG's with SPANet's mixer for its heads; or none: the cosine "
+        "of patch and class text, a linear probe that starts there, or SPNet's projection",
     )
     balance: tuple[float, ...] = Field((0.7, 0.8, 0.9), min_length=1, description="λ of each gate of that mixer")
     shortcut: bool = Field(False, description="add the patches themselves to what heads or mixer make of them")
@@ -59,11 +66,27 @@ class ModelSettings(Settings):
     focal_weight: float = Field(100.0, ge=0)
     ssim_weight: float = Field(1.0, ge=0)
     dice_weight: float = Field(0.0, ge=0)
+    cross_entropy_weight: float = Field(0.0, ge=0, description="softmax over classes; unlabelled pixels never count")
     ssim_on: Literal["probabilities", "logits"] = Field("probabilities", description="logits as released")
     ignored: Literal["negative", "left out"] = Field(
         "negative", description="unlabelled pixels count against every class, as released, or do not count"
     )
+    scores: Literal["sigmoid", "softmax"] = Field(
+        "sigmoid", description="a class's probability: of its own, or its share among all classes asked for"
+    )
     seen_shift: float = Field(0.1, description="γ, taken from every seen class's probability when testing")
+
+    @model_validator(mode="after")
+    def _can_be_learned(self):
+        own = self.focal_weight or self.ssim_weight or self.dice_weight
+        if not own and not self.cross_entropy_weight:
+            raise ValueError("every loss weight is 0, so nothing would be learned; give one of them a weight")
+        if not own and self.scores == "sigmoid":
+            raise ValueError(
+                "cross-entropy alone knows logits only against each other, so scores='sigmoid' would mean nothing; "
+                "choose scores='softmax'"
+            )
+        return self
 
     @property
     def clip_source(self) -> tuple[str, str | None, str | None]:
@@ -88,6 +111,12 @@ _RELEASED = {
     "normalisation": "imagenet",
 }
 _ZEGCLIP = {"spectral_layers": (), "decoder": "cross", "ssim_weight": 0.0, "dice_weight": 1.0}
+# No decoder, and ZegCLIP's losses: what is left of it when only the encoder is adapted.
+_COSINE = {**_ZEGCLIP, "decoder": "cosine"}
+_NO_PROMPTS = {"prompt_tokens": 0, "spectral_layers": ()}
+_SOFTMAX = {
+    "focal_weight": 0.0, "ssim_weight": 0.0, "dice_weight": 0.0, "cross_entropy_weight": 1.0, "scores": "softmax",
+}  # fmt: skip
 
 PRESETS: dict[str, dict] = {
     "spt_seg": {},
@@ -99,6 +128,13 @@ PRESETS: dict[str, dict] = {
     # Frequencies balanced instead of split, with SPANet's shortcut; and that shortcut alone, beside the heads.
     "spt_balanced": {"decoder": "balanced", "shortcut": True},
     "spt_shortcut": {"shortcut": True},
+    # Ways to adapt CLIP that the paper weighs against: prompts alone, a classifier alone, everything.
+    "vpt": _COSINE,
+    "linear_probe": {**_COSINE, **_NO_PROMPTS, "decoder": "probe"},
+    "full_fine_tuning": {**_COSINE, **_NO_PROMPTS, "train_backbone": True},
+    # Earlier peers: SPNet on frozen features (with pseudo="consistent": STRICT), MaskCLIP+ (with pseudo="clip").
+    "spnet": {**_NO_PROMPTS, **_SOFTMAX, "decoder": "projection"},
+    "maskclip_plus": {**_COSINE, **_SOFTMAX},
 }
 
 
@@ -120,6 +156,8 @@ def explain(error: ValidationError) -> str:
         name = ".".join(map(str, fault["loc"])) or "settings"
         if fault["type"] == "extra_forbidden":
             faults.append(f"there is no setting {name!r}")
+        elif not fault["loc"]:  # of several settings together: the message names them
+            faults.append(fault["msg"].removeprefix("Value error, ").removesuffix("."))
         else:
             faults.append(f"{name}={fault['input']!r}: {fault['msg']}")
     return "; ".join(faults)
@@ -190,6 +228,11 @@ class TrainSettings(RunSettings):
     start: str = Field(
         "", description="run folder where transductive training starts; empty: run_dir's inductive run of this seed"
     )
+    pseudo: Literal["own", "consistent", "clip"] = Field(
+        "own",
+        description="labels of unseen pixels in the transductive setting: the model's own; those that it gives in "
+        "several views too (STRICT); or training-free CLIP's at the start (MaskCLIP+), from fresh weights",
+    )
     overrides: dict = Field(default_factory=dict, description="model settings that differ from the preset's")
     iterations: int = Field(200, ge=1)
     learning_rate: float = Field(2e-3, gt=0, description="peak rate of prompts and decoder; the paper's ViT-B/16: 2e-4")
@@ -202,7 +245,17 @@ class TrainSettings(RunSettings):
 
     @model_validator(mode="after")
     def _model_exists(self):
-        preset(self.method, **self.overrides)
+        model = preset(self.method, **self.overrides)
+        if self.pseudo != "own" and self.setting != "transductive":
+            raise ValueError(
+                f"pseudo={self.pseudo!r} has no meaning in the {self.setting} setting: no pixel gets a pseudo label. "
+                "Leave it at 'own', or choose setting 'transductive'."
+            )
+        if self.pseudo == "clip" and model.train_backbone:
+            raise ValueError(
+                "pseudo='clip' asks CLIP itself for labels, and train_backbone changes it: they would drift with the "
+                "model. Choose pseudo='own', or a method that leaves the backbone frozen."
+            )
         if self.start and self.setting != "transductive":
             raise ValueError(
                 f"start={self.start!r} has no meaning in the {self.setting} setting: it begins with fresh weights. "
@@ -225,8 +278,10 @@ class TrainSettings(RunSettings):
         return f"{self.method}-{self.setting}-seed{self.seed}"
 
     @property
-    def start_folder(self) -> Path:
-        """Where a transductive run finds the inductive one that it goes on from."""
+    def start_folder(self) -> Path | None:
+        """Where a transductive run finds the inductive one that it goes on from; None: it starts afresh."""
+        if self.setting != "transductive" or (self.pseudo == "clip" and not self.start):
+            return None
         own = self.folder / "train" / f"{self.method}-inductive-seed{self.seed}"
         return project_root() / self.start if self.start else own
 

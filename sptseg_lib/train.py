@@ -20,16 +20,17 @@ from .clip.load import Clip, load_clip
 from .clip.text import class_text
 from .data import Batch, first_images, split_for, train_loader
 from .disk import check_room
-from .distributed import present_pairs, same_everywhere
+from .distributed import labelled_pixels, present_pairs, same_everywhere
 from .model import Segmenter, build_segmenter
 from .precision import backbone_dtype, find_device
 from .scenes.render import SceneSettings
 from .settings import HOW, TrainSettings
 from .splits import Split
-from .transductive import label_unseen
+from .transductive import label_source, label_unseen
 
 RESUME = "last.ckpt"
-PER_PAIR = {"focal", "dice"}  # losses that are divided by the (image, present class) pairs of a batch
+# Losses that are divided by a count over the batch: (image, present class) pairs, or labelled pixels.
+COUNTED = {"focal": present_pairs, "dice": present_pairs, "cross_entropy": labelled_pixels}
 # Lightning greets every run with a list of the accelerators that are not there.
 logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
 
@@ -42,20 +43,26 @@ def learning_rate_factor(step: int, warmup: int, steps: int, power: float = 0.9,
     return floor + (1 - floor) * (1 - done) ** power
 
 
-def parameter_groups(segmenter: Segmenter, weight_decay: float) -> list[dict]:
-    """AdamW's groups: weight decay on all trained parameters but those of norms."""
-    named = segmenter.trainable()
-    norms = {name for name in named if "norm" in name}
+def parameter_groups(segmenter: Segmenter, weight_decay: float, learning_rate: float) -> list[dict]:
+    """AdamW's groups: weight decay on all trained parameters but those of norms, a lower rate for the backbone.
+
+    The backbone starts from what it knows: at the rate of what starts from nothing it would lose that first.
+    """
+    groups: dict[tuple[bool, bool], list[Tensor]] = {}
+    for name, p in segmenter.trainable().items():
+        norm = "norm" in name or ".ln_" in name
+        groups.setdefault((name.startswith("encoder.backbone."), norm), []).append(p)
+    rates = {False: learning_rate, True: learning_rate * segmenter.settings.backbone_rate}
     return [
-        {"params": [p for name, p in named.items() if name not in norms], "weight_decay": weight_decay},
-        {"params": [p for name, p in named.items() if name in norms], "weight_decay": 0.0},
+        {"params": params, "lr": rates[backbone], "weight_decay": 0.0 if norm else weight_decay}
+        for (backbone, norm), params in sorted(groups.items(), key=lambda group: group[0])
     ]
 
 
 class SegmentationTraining(L.LightningModule):
     """Losses, optimiser and schedule. Text embeddings of the training classes are given, computed once."""
 
-    strict_loading = False  # the backbone is not in checkpoints
+    strict_loading = False  # a frozen backbone is not in checkpoints
 
     def __init__(
         self, segmenter: Segmenter, class_text_KE: Tensor, settings: TrainSettings, unseen_ids: tuple[int, ...] = ()
@@ -81,7 +88,7 @@ class SegmentationTraining(L.LightningModule):
     def training_step(self, batch: Batch, _) -> None:
         """One iteration: this device's share of the global batch, in `accumulate` parts.
 
-        Focal and dice loss are divided by a count over the whole batch. Each part's own division is undone, so
+        Most losses are divided by a count over the whole batch. Each part's own division is undone, so
         that the mean over parts and devices is the loss of the whole batch, and so is its gradient.
         """
         settings, K = self.settings, len(self.class_text_KE)
@@ -89,23 +96,31 @@ class SegmentationTraining(L.LightningModule):
         torch.manual_seed(settings.seed * 1_000_003 + self.global_step + 500_009 * self.global_rank)
         label_BHW = batch.label_BHW
         if self.unseen_ids:
-            label_BHW = label_unseen(self.segmenter, batch.image_B3HW, label_BHW, self.class_text_KE, self.unseen_ids)
+            source = label_source(settings.pseudo, self.global_step, settings.iterations)
+            label_BHW = label_unseen(
+                self.segmenter, batch.image_B3HW, label_BHW, self.class_text_KE, self.unseen_ids, source
+            )
         reduce = self.trainer.strategy.reduce
         parts = settings.accumulate * self.trainer.world_size
-        mean_pairs = reduce(present_pairs(label_BHW, K), reduce_op="sum").clamp(min=1) / parts
+        mean = {
+            count: reduce(count(label_BHW, K), reduce_op="sum").clamp(min=1) / parts
+            for count in dict.fromkeys(COUNTED.values())
+        }
         total: dict[str, Tensor] = {}
         for part in zip(batch.image_B3HW.chunk(settings.accumulate), label_BHW.chunk(settings.accumulate)):
             losses = self.segmenter.loss(*part, self.class_text_KE)
-            share = present_pairs(part[1], K).clamp(min=1) / mean_pairs
-            losses = {name: losses[name] * (share if name in PER_PAIR else 1) for name in losses if name != "loss"}
+            del losses["loss"]
+            for name in losses.keys() & COUNTED.keys():
+                count = COUNTED[name]
+                losses[name] = losses[name] * count(part[1], K).clamp(min=1) / mean[count]
             losses["loss"] = sum(losses.values())
             self.manual_backward(losses["loss"] / settings.accumulate)
             for name, value in losses.items():
                 total[name] = total.get(name, 0) + value.detach() / settings.accumulate
-        mean = dict(zip(total, reduce(torch.stack([*total.values()]), reduce_op="mean")))
-        self.check_finite(mean["loss"])
+        logged = dict(zip(total, reduce(torch.stack([*total.values()]), reduce_op="mean")))
+        self.check_finite(logged["loss"])
         optimiser = self.optimizers()
-        self.log_dict(mean, prog_bar=True)
+        self.log_dict(logged, prog_bar=True)
         self.log("learning_rate", optimiser.param_groups[0]["lr"])
         self.clip_gradients(optimiser, gradient_clip_val=1.0, gradient_clip_algorithm="norm")
         optimiser.step()
@@ -123,15 +138,16 @@ class SegmentationTraining(L.LightningModule):
         )
 
     def configure_optimizers(self):
-        groups = parameter_groups(self.segmenter, self.settings.weight_decay)
-        optimiser = torch.optim.AdamW(groups, lr=self.settings.learning_rate)
+        optimiser = torch.optim.AdamW(
+            parameter_groups(self.segmenter, self.settings.weight_decay, self.settings.learning_rate)
+        )
         schedule = torch.optim.lr_scheduler.LambdaLR(
             optimiser, lambda step: learning_rate_factor(step, self.settings.warmup, self.settings.iterations)
         )
         return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
-        kept = {f"segmenter.{name}" for name in self.segmenter.trainable()}
+        kept = {f"segmenter.{name}" for name in self.segmenter.kept()}
         checkpoint["state_dict"] = {name: t for name, t in checkpoint["state_dict"].items() if name in kept}
 
 
@@ -150,13 +166,15 @@ def check_run(folder: Path, settings: TrainSettings) -> None:
 
 
 def check_start(settings: TrainSettings, split: Split) -> None:
-    """Raises FileNotFoundError or ValueError where a transductive run has no inductive one to go on from."""
+    """Raises FileNotFoundError or ValueError where a transductive run lacks the inductive one to go on from."""
     folder = settings.start_folder
     if not split.unseen:
         raise ValueError(
             f"Split {split.name!r} has no unseen class. Transductive training would label nothing itself; "
             "choose the supervised setting."
         )
+    if folder is None:
+        return
     if not (folder / WEIGHTS).is_file():
         raise FileNotFoundError(
             f"Transductive training starts from a finished inductive run, and {folder} holds none. Its first pseudo "
@@ -205,20 +223,22 @@ def fit(
         return folder
     if settings.setting == "transductive":
         check_start(settings, split)
-    check_room(folder, 200_000_000)
     model = settings.model()
     clip = clip or load_clip(*model.clip_source)
     device = find_device()
     # After load_clip, which draws random numbers in its first call in a process and in no later one.
     L.seed_everything(settings.seed, verbose=False)
     segmenter = build_segmenter(model, clip, backbone_dtype(settings.precision, device))
+    # Weights to resume from with AdamW's two moments, the one before, and the result: floats of 4 bytes.
+    check_room(folder, max(200_000_000, 28 * sum(p.numel() for p in segmenter.trainable().values())))
     names = split.seen if settings.setting == "inductive" else split.classes
     segmenter.encoder.checkpointing = settings.activation_checkpointing
     if settings.compile:
         segmenter.compile()
+    text_KE = class_text(clip, names, model.prompt)
     rank_zero_only(write_settings)(folder, settings)  # only now that nothing about them is wrong
     unseen_ids = split.unseen_ids if settings.setting == "transductive" else ()
-    training = SegmentationTraining(segmenter, class_text(clip, names, model.prompt), settings, unseen_ids)
+    training = SegmentationTraining(segmenter, text_KE, settings, unseen_ids)
     callbacks = [ModelCheckpoint(folder, save_last=True, save_top_k=0, every_n_train_steps=settings.save_every)]
     if progress:
         callbacks.append(TQDMProgressBar(refresh_rate=10))
@@ -235,14 +255,15 @@ def fit(
         enable_model_summary=False,
         use_distributed_sampler=False,  # it would shuffle
     )
-    resume, first = folder / RESUME, 0
+    resume, first, start = folder / RESUME, 0, settings.start_folder
     if resume.is_file():
         done = torch.load(resume, map_location="cpu", weights_only=True)["global_step"]
         first = done * settings.batch  # Lightning would start the data anew
-    elif settings.setting == "transductive":
-        load_trained(segmenter, settings.start_folder / WEIGHTS)
+    elif start is not None:
+        load_trained(segmenter, start / WEIGHTS)
     else:
         training.first_images = first_images(loader, settings.batch)
+    segmenter.remember(text_KE)
     training.load = partial(_loader_from, first, settings, split, scenes)
     training.train()
     on_interrupt = signal.getsignal(signal.SIGINT)

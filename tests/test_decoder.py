@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import torch.nn.functional as F
 from open_clip.transformer import VisionTransformer
 
 from sptseg_lib.clip.load import Clip
@@ -135,32 +136,39 @@ def open_gates(segmenter) -> None:
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_everything_meant_to_train_does_and_nothing_frozen_changes(name):
-    segmenter = small_segmenter(preset(name, grid=4, prompt_tokens=2)).train()
+    settings = preset(name, grid=4)
+    settings = preset(name, grid=4, prompt_tokens=min(2, settings.prompt_tokens))
+    segmenter, text_KE = small_segmenter(settings).train(), F.normalize(torch.randn(3, 16), dim=1)
     open_gates(segmenter)
-    frozen = {key: p.clone() for key, p in segmenter.encoder.backbone.state_dict().items()}
+    segmenter.remember(text_KE)
+    frozen = {key: t.clone() for key, t in segmenter.state_dict().items() if key not in segmenter.trainable()}
+    assert settings.train_backbone != any("backbone" in key for key in frozen)
     trainable = segmenter.trainable()
     before = {key: p.detach().clone() for key, p in trainable.items()}
     if preset(name).spectral_layers:
         assert any("spectral" in key for key in trainable)
 
-    groups = parameter_groups(segmenter, weight_decay=0.01)
+    groups = parameter_groups(segmenter, weight_decay=0.01, learning_rate=1e-2)
     grouped = [id(p) for group in groups for p in group["params"]]
     assert len(grouped) == len(set(grouped)) and set(grouped) == {id(p) for p in trainable.values()}
     decayed = {id(p) for group in groups if group["weight_decay"] for p in group["params"]}
     for key, p in trainable.items():
-        assert (id(p) in decayed) == ("norm" not in key), key
+        assert (id(p) in decayed) == ("norm" not in key and "ln_" not in key), key
+    slower = {id(p) for group in groups if group["lr"] == pytest.approx(1e-3) for p in group["params"]}
+    assert slower == {id(p) for key, p in trainable.items() if "backbone" in key}
 
-    optimiser = torch.optim.AdamW(groups, lr=1e-2)
+    optimiser = torch.optim.AdamW(groups)
     label_BHW = torch.randint(0, 3, (2, 16, 16))
-    segmenter.loss(torch.rand(2, 3, 16, 16), label_BHW, torch.randn(3, 16))["loss"].backward()
+    segmenter.loss(torch.rand(2, 3, 16, 16), label_BHW, text_KE)["loss"].backward()
     for key, p in trainable.items():
         assert p.grad is not None and p.grad.isfinite().all() and p.grad.any(), key
     optimiser.step()
     for key, p in trainable.items():
         assert not torch.equal(p, before[key]), key
-    after = segmenter.encoder.backbone.state_dict()
+    after = segmenter.state_dict()
     assert all(torch.equal(after[key], value) for key, value in frozen.items())
-    assert all(p.grad is None and not p.requires_grad for p in segmenter.encoder.backbone.parameters())
+    if not settings.train_backbone:
+        assert all(p.grad is None and not p.requires_grad for p in segmenter.encoder.backbone.parameters())
 
 
 def test_the_total_loss_is_the_weighted_sum_of_its_parts():

@@ -33,6 +33,7 @@ ORDER = [
     "augment",
     "encoder",
     "decoder",
+    "heads",
     "losses",
     "model",
     "metrics",
