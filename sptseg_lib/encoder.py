@@ -27,7 +27,8 @@ class PromptedEncoder(nn.Module):
     Shapes: image (B, 3, H, W) -> patches (B, h, w, E), global (B, E).
     `spectral_layers` counts from 1, as the paper does. With `graph_modes`, S filters on the image's own graph.
     The backbone is frozen and may be bfloat16; what is learned stays float32, with `train_backbone` the backbone too.
-    Without any prompt there is no norm of its own either, and the encoder is CLIP's. Raises: ValueError for a layer that the backbone does not have.
+    Without any prompt there is no norm of its own either, and the encoder is CLIP's.
+    Raises: ValueError for a layer that the backbone does not have.
     """
 
     def __init__(

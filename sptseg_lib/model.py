@@ -47,7 +47,7 @@ class Segmenter(nn.Module):
         return self.settings.train_backbone or not name.startswith("encoder.backbone.")
 
     def remember(self, class_text_KE: Tensor) -> None:
-        """Tell the classes of training to a decoder that learns something for each: (K, E). The others need not know."""
+        """Tell the classes of training, (K, E), to a decoder that learns something for each; others need not know."""
         if isinstance(self.decoder, LinearProbe):
             self.decoder.remember(class_text_KE)
 
@@ -73,7 +73,7 @@ class Segmenter(nn.Module):
             return self.decoder(encoded.patches_BhwE, encoded.global_BE, class_text_KE).float()
 
     def normaliser(self, encoded: Encoded, class_texts: list[Tensor]) -> Tensor | None:
-        """log Σ exp of the logits of all classes, decoded in parts: (B, 1, h, w); None where `probabilities` needs none."""
+        """log Σ exp of all classes' logits, decoded in parts: (B, 1, h, w); None where `probabilities` needs none."""
         if self.settings.scores == "sigmoid" or len(class_texts) == 1:
             return None
         parts = [self.decode(encoded, text_KE).logsumexp(1, keepdim=True) for text_KE in class_texts]
@@ -167,7 +167,8 @@ def build_decoder(settings: ModelSettings, joint: int) -> nn.Module:
 def build_segmenter(settings: ModelSettings, clip: Clip | None = None, dtype: torch.dtype = torch.float32) -> Segmenter:
     """Assemble a segmenter around a CLIP; a frozen backbone is held in `dtype`, a trained one in float32.
 
-    The backbone is shared with `clip` unless dtype converts it or it is to be trained; `clip` defaults to the one in the settings.
+    The backbone is shared with `clip` unless dtype converts it or it is to be trained; `clip` defaults to the one
+    in the settings.
     """
     clip = clip or load_clip(*settings.clip_source)
     visual = clip.model.visual

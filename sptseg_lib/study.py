@@ -198,8 +198,9 @@ def run_study(
     inductive, transductive = {}, {}
     for runs in plan.values():
         for i, run in enumerate(runs):
-            if run.setting == "transductive":
-                first = run.model_copy(update={"setting": "inductive", "iterations": form.train["iterations"]})
+            if run.start_folder is not None:
+                first = {"setting": "inductive", "pseudo": "own", "iterations": form.train["iterations"]}
+                first = run.model_copy(update=first)
                 inductive[run_key(first)] = first
                 start = root / run_key(first) / "train" / first.name
                 runs[i] = run = run.model_copy(update={"start": str(start)})
