@@ -75,5 +75,5 @@ def read_results(name: str) -> dict:
 
 
 def at_gamma(variant: dict, score: str, gamma: float | None = None) -> Sequence[float]:
-    """A score on test scenes of each seed of a variant, in per cent, at the γ chosen on validation scenes or another."""
+    """A test score of each seed of a variant, in per cent, at the γ chosen on validation scenes or at another."""
     return [cards[str(variant["gamma"] if gamma is None else gamma)][score] for cards in variant["test"]]

@@ -97,6 +97,11 @@ def _config(name: str) -> dict:
     return open_clip.get_model_config(name)
 
 
+def image_layers(name: str = TINY) -> int:
+    """How many layers a model's image encoder has, without loading it. Raises: ValueError for an unknown name."""
+    return _config(name)["vision_cfg"]["layers"]
+
+
 def _build(config: dict) -> nn.Module:
     """The model with random weights; raises ValueError where its image side is not a plain ViT."""
     custom = config.pop("custom_text", False)
