@@ -55,7 +55,7 @@ def _recipe(split: str, iterations: int, **overrides) -> Form:
 
 FORMS = {
     "short": Form(
-        {"size": 96, "batch": 8, "iterations": 200, "warmup": 20, "overrides": {"grid": 12}}, validation=128, test=256
+        {"size": 96, "batch": 8, "iterations": 150, "warmup": 20, "overrides": {"grid": 12}}, validation=128, test=256
     ),
     "long": Form({"size": 128, "batch": 16, "iterations": 550}, validation=200, test=500),
     "voc12": _recipe("voc12", 20_000, prompt_tokens=10),
