@@ -1,8 +1,16 @@
-"""The rows of the ablation tables: the paper's tables 2 to 4, what it leaves out, and where its code departs."""
+"""The rows of the ablation tables: the paper's tables 2 to 4, what it leaves out, and where its code departs.
+
+And the paper's claims about them, each a comparison of two rows that can come out against it.
+"""
 
 from typing import NamedTuple
 
+from .results import at_gamma
+from .spread import Difference, holm, paired_difference, told
 from .study import Variant
+
+SCORES = ("mIoU_seen", "mIoU_unseen", "hIoU")
+ALIKE = 2.0  # points of mIoU within which two rows are called alike
 
 
 class Row(NamedTuple):
@@ -70,3 +78,97 @@ def ablation_rows(layers: int) -> list[Row]:
         Row("Ignored pixels", "negatives (as released)", {}),
         Row("Ignored pixels", "left out", _model(ignored="left out")),
     ]
+
+
+class Claim(NamedTuple):
+    """A sentence of the paper: `better` against `worse`, each the name of a row's variant, in one score.
+
+    With `alike`, the claim is that the two differ by no more than ALIKE points.
+    """
+
+    text: str
+    better: str
+    worse: str
+    score: str
+    alike: bool = False
+
+
+def claims(layers: int) -> list[Claim]:
+    """What the paper says of tables 2 to 4, for a backbone of this many layers."""
+    half, table_2, table_3, table_4 = layers // 2, "Table 2 · ", "Table 3 · ", "Table 4 · "
+    base, spt, sgd, both = (
+        table_2 + row for row in ("baseline", "baseline + SPT", "baseline + SGD", "baseline + SPT + SGD")
+    )
+    first, early, late, last, every = (
+        f"{table_3}layers {a}-{b}" for a, b in ((1, 2), (1, half), (half, layers), (layers - 1, layers), (1, layers))
+    )
+    return [
+        Claim("SPT enhances the baseline on unseen classes", spt, base, "mIoU_unseen"),
+        Claim("SGD enhances the baseline", sgd, base, "hIoU"),
+        Claim("SPT and SGD together beat the baseline", both, base, "hIoU"),
+        Claim("SPT adds to SGD, above all on unseen classes", both, sgd, "mIoU_unseen"),
+        Claim("SGD adds to SPT", both, spt, "hIoU"),
+        Claim("Spectral prompts in the first two layers beat the last two", first, last, "hIoU"),
+        Claim("The first half of the layers beats the last", early, late, "hIoU"),
+        Claim("All layers do about as well as the first two", every, first, "hIoU", alike=True),
+        Claim("Three decoder layers beat one", table_4 + "3 decoder layers", table_4 + "1 decoder layer", "hIoU"),
+        Claim("Three decoder layers beat five", table_4 + "3 decoder layers", table_4 + "5 decoder layers", "hIoU"),
+    ]
+
+
+def difference(variants: dict[str, dict], one: str, other: str, score: str) -> Difference:
+    """One variant's score less another's, over the seeds that both have; `variants` as `results.summarise` gives them.
+
+    Raises: ValueError for fewer than two common seeds.
+    """
+    seeds = [seed for seed in variants[one]["seeds"] if seed in variants[other]["seeds"]]
+    values = []
+    for name in (one, other):
+        of_seed = dict(zip(variants[name]["seeds"], at_gamma(variants[name], score)))
+        values.append([of_seed[seed] for seed in seeds])
+    return paired_difference(*values)
+
+
+def verdict(claim: Claim, found: Difference) -> str:
+    """ "holds", "does not" or "cannot be told": where the confidence interval of better − worse lies."""
+    least, most = (-ALIKE, ALIKE) if claim.alike else (0, float("inf"))
+    if least <= found.low and found.high <= most and (claim.alike or found.clear):
+        return "holds"
+    return "does not" if found.high < least or found.low > most else "cannot be told"
+
+
+def judge(variants: dict[str, dict], layers: int) -> list[dict]:
+    """Every claim that can be compared: text, score, mean difference, interval, seeds and verdict."""
+    rows = []
+    for claim in claims(layers):
+        if claim.better in variants and claim.worse in variants:
+            found = difference(variants, claim.better, claim.worse, claim.score)
+            seeds = len(set(variants[claim.better]["seeds"]) & set(variants[claim.worse]["seeds"]))
+            rows.append({
+                "claim": claim.text, "score": claim.score, "difference": found.mean, "low": found.low,
+                "high": found.high, "seeds": seeds, "verdict": verdict(claim, found),
+            })  # fmt: skip
+    return rows
+
+
+def compare(variants: dict[str, dict], rows: list[Row], score: str = "hIoU") -> list[dict]:
+    """The tables' rows that were measured, in order: scores with spread, and what each changes against the first row.
+
+    The baseline of all differences is the first row. p-values are raised for the number of different rows (Holm).
+    """
+    base = rows[0].variant.name
+    found = []
+    for row in rows:
+        name = row.variant.name
+        if name not in variants:
+            continue
+        own = variants[name]
+        change = None if own["test"] == variants[base]["test"] else difference(variants, name, base, score)
+        found.append({
+            "table": row.table, "row": row.label, "published": row.published, "γ": own["gamma"],
+            "seeds": len(own["seeds"]), **{s: told(at_gamma(own, s)) for s in SCORES}, "change": change, "p": None,
+        })  # fmt: skip
+    changed = [row for row in found if row["change"]]
+    for row, p in zip(changed, holm([row["change"].p for row in changed])):
+        row["p"] = p
+    return found

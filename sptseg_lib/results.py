@@ -1,13 +1,13 @@
 """What a study leaves: a small file of scores, from which notebooks draw every table and figure."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import date
 from pathlib import Path
 
 from .hardware import hardware
-from .settings import project_root
-from .study import FORMS
+from .settings import one_of, project_root
+from .study import FORMS, Variant, run_study
 
 PUBLISHED_GAMMA = 0.1  # for data sets that have no validation pictures apart from their test set
 KEPT = ("pAcc", "mIoU_seen", "mIoU_unseen", "hIoU", "things_seen", "things_unseen", "stuff_seen", "stuff_unseen")
@@ -72,6 +72,26 @@ def read_results(name: str) -> dict:
             f"{', '.join(FORMS)}."
         )
     return json.loads(path.read_text(encoding="utf-8"))
+
+
+def measured(
+    name: str,
+    form: str,
+    variants: Iterable[Variant],
+    seeds: Sequence[int],
+    cache: str,
+    run_dir: str,
+    **shared,
+) -> dict:
+    """Results of a study in a form, trained as far as the cache does not hold them; also left in the run folder.
+
+    cache: where runs are kept, run_dir: where <name>_<form>.json is written; relative paths count from the checkout.
+    shared: settings of all runs, such as dataset and split, where they are not empty and the form's own are meant.
+    Raises: ValueError for an unknown form, and as `run_study`.
+    """
+    shared = {setting: value for setting, value in shared.items() if value}
+    study = run_study(variants, seeds, FORMS[one_of("form", form, FORMS)], project_root() / cache, **shared)
+    return write_results(project_root() / run_dir / f"{name}_{form}.json", study, form)
 
 
 def at_gamma(variant: dict, score: str, gamma: float | None = None) -> Sequence[float]:

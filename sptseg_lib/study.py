@@ -46,10 +46,13 @@ class Form(NamedTuple):
 
 
 def _recipe(split: str, iterations: int, **overrides) -> Form:
-    """The paper's setting for a data set of photographs, as in notebooks/pipelines/<split>_inductive.yaml."""
+    """The paper's setting for a data set of photographs, as in notebooks/pipelines/<split>_inductive.yaml.
+
+    The prepared folder is data/<split> unless a study says otherwise.
+    """
     clip = {"clip": "ViT-B-16-quickgelu", "weights": "openai", "normalisation": "imagenet", "grid": 32}
     schedule = {"iterations": iterations, "learning_rate": 2e-4, "warmup": 1500, "save_every": 1000}
-    pictures = {"split": split, "size": 512, "batch": 16, "num_workers": 8}
+    pictures = {"dataset": f"data/{split}", "split": split, "size": 512, "batch": 16, "num_workers": 8}
     return Form({**pictures, **schedule, "overrides": clip | overrides}, score={"short_side": 512, "stride": 426})
 
 
