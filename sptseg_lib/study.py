@@ -19,7 +19,7 @@ import psutil
 import torch
 from tqdm.auto import tqdm
 
-from .data import held_out_loader, split_for
+from .data import held_out_loader, training_split
 from .disk import check_room
 from .evaluate import score_images, trained_predictor
 from .metrics import scores
@@ -29,6 +29,8 @@ from .splits import Split
 from .train import fit
 
 GAMMAS = [0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5]
+# Linux's allocator hands large blocks back when they are freed, and a training step asks for the same ones again.
+KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": 2**32, "MALLOC_TRIM_THRESHOLD_": 2**32, "MALLOC_TOP_PAD_": 2**28}
 WORKER_BYTES = 1_500_000_000  # what one training process of the tiny CLIP takes, torch and all, rounded up
 Scorecard = dict[str, dict[str, dict]]  # part -> γ -> scores
 
@@ -96,7 +98,7 @@ def _scorers(settings: TrainSettings, form: Form) -> tuple[Split, dict[str, Eval
     if settings.dataset != "shapescenes":
         del scenes["validation"]
     shared = {name: getattr(settings, name) for name in ("dataset", "split", "size", "precision", "num_workers")}
-    return split_for(settings.dataset, settings.split), {
+    return training_split(settings), {
         part: EvaluateSettings(part=part, scenes=count, batch=32, **shared, **form.score)
         for part, count in scenes.items()
     }
@@ -174,6 +176,8 @@ def _all_at_once(jobs: Sequence[TrainSettings], form: Form, root: Path, workers:
         for i in range(workers):
             devices.put(i)
     threads = max(1, torch.get_num_threads() // workers)
+    for name, value in KEEP_MEMORY.items():
+        os.environ.setdefault(name, str(value))  # read by the workers when they start
     pool = ProcessPoolExecutor(workers, context, _begin_worker, (devices, threads))
     try:
         waiting = [pool.submit(train_and_score, job, form, root) for job in jobs]
