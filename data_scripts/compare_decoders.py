@@ -16,8 +16,8 @@ import torch
 
 from sptseg_lib.checkpoint import WEIGHTS
 from sptseg_lib.clip.load import load_clip
+from sptseg_lib.cost.count import count_cost
 from sptseg_lib.evaluate import evaluate
-from sptseg_lib.mixers.cost import count_cost
 from sptseg_lib.model import build_segmenter
 from sptseg_lib.settings import EvaluateSettings, TrainSettings, project_root
 from sptseg_lib.train import fit

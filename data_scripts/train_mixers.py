@@ -20,10 +20,10 @@ import torch
 import torch.nn.functional as F
 from torchmetrics.functional.classification import multilabel_average_precision
 
+from sptseg_lib.cost.count import count_cost
 from sptseg_lib.data import TEST_SEED, TRAIN_SEED, VALIDATION_SEED
 from sptseg_lib.frequency import bin_edges, energy_in_bands, recorded, relative_log_amplitude, transfer_function
 from sptseg_lib.metrics import class_iou, confusion_matrix
-from sptseg_lib.mixers.cost import count_cost
 from sptseg_lib.mixers.equal import MIXERS, equal_metaformer
 from sptseg_lib.mixers.fpn import SemanticFPN
 from sptseg_lib.mixers.metaformer import Classifier, DenseClassifier

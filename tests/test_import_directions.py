@@ -53,6 +53,7 @@ ORDER = [
     "class_names",
     "predictor",
     "segmentation",
+    "cost",
     "report",
     "pipeline",
     "execute",

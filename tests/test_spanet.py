@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from sptseg_lib.mixers.cost import count_cost, transform_operations
+from sptseg_lib.cost.count import count_cost, transform_operations
 from sptseg_lib.mixers.equal import MIXERS, block_parameters, equal_hidden, equal_metaformer
 from sptseg_lib.mixers.fpn import SemanticFPN
 from sptseg_lib.mixers.metaformer import Classifier, DenseClassifier, MetaFormer, Residual

@@ -1,23 +1,27 @@
-"""What a network costs: parameters and multiply-adds, with and without Fourier transforms."""
+"""What a network costs on paper: parameters and multiply-adds, with and without Fourier transforms."""
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from .pooling import SpectralPoolingFilter
+from ..mixers.pooling import SpectralPoolingFilter
 
 
 class Cost(NamedTuple):
-    """parameters: learned numbers; filter_values: entries of fixed masks; multiply_adds without and with FFTs.
+    """parameters: all numbers that are learned somewhere, `trained` those of them that training changes; filter_values:
+    entries of fixed masks; multiply_adds without and with FFTs.
 
     Published tables of SPANet count parameters + filter_values, and multiply_adds without FFTs. A table's
     "FLOPs" are multiply-adds.
     """
 
     parameters: int
+    trained: int
     filter_values: int
     multiply_adds: float
     multiply_adds_with_ffts: float
@@ -44,11 +48,29 @@ _FFTS = {
 }
 
 
+def operation_counter() -> FlopCounterMode:
+    """torch's counter of operations, two to a multiply-add, that knows FFTs too."""
+    return FlopCounterMode(display=False, custom_mapping=_FFTS)
+
+
+def count_operations(run: Callable[[], object]) -> tuple[float, float]:
+    """Multiply-adds of whatever `run` computes: without FFTs, and with them.
+
+    Convolutions, matrix products and attention are counted; norms, activations and other elementwise steps are not.
+    """
+    # Which fused attention kernel a device takes, and whether the counter knows it, changes no count this way.
+    with operation_counter() as counter, sdpa_kernel(SDPBackend.MATH):
+        run()
+    counts = counter.get_flop_counts()["Global"]
+    ffts = sum(count for op, count in counts.items() if op in _FFTS)
+    total = sum(counts.values())
+    return (total - ffts) / 2, total / 2
+
+
 def count_cost(module: nn.Module, *shapes: tuple[int, ...]) -> Cost:
     """Costs of one forward pass of inputs of these shapes, for instance `count_cost(model, (1, 3, 224, 224))`.
 
-    Runs on the meta device where the module lives there, so that no number is computed. Convolutions, matrix
-    products and attention are counted; norms, activations and other elementwise steps are not.
+    Runs on the meta device where the module lives there, so that no number is computed; counts as `count_operations`.
     """
     device = next(module.parameters()).device
     values = 0
@@ -58,17 +80,15 @@ def count_cost(module: nn.Module, *shapes: tuple[int, ...]) -> Cost:
         values += math.prod(inputs[0].shape[-2:])
 
     hooks = [m.register_forward_hook(see) for m in module.modules() if isinstance(m, SpectralPoolingFilter)]
-    counter = FlopCounterMode(display=False, custom_mapping=_FFTS)
     was_training = module.training
+    module.eval()
     try:
-        with counter, torch.no_grad():
-            module.eval()(*(torch.zeros(shape, device=device) for shape in shapes))
+        with torch.no_grad():
+            adds = count_operations(lambda: module(*(torch.zeros(shape, device=device) for shape in shapes)))
     finally:
         module.train(was_training)
         for hook in hooks:
             hook.remove()
-    counts = counter.get_flop_counts()["Global"]
-    ffts = sum(count for op, count in counts.items() if op in _FFTS)
-    total = sum(counts.values())
-    parameters = sum(p.numel() for p in module.parameters())
-    return Cost(parameters, values, (total - ffts) / 2, total / 2)
+    numbers = [p.numel() for p in module.parameters()]
+    trained = sum(p.numel() for p in module.parameters() if p.requires_grad)
+    return Cost(sum(numbers), trained, values, *adds)
