@@ -16,7 +16,8 @@ from .augment import augment, recipe
 from .datasets.manifest import check_manifest, read_names
 from .pictures import read_rgb
 from .scenes.render import SceneSettings, render_scenes
-from .splits import SPLITS, Split, find_split, hide_unseen, make_split, transfer_split
+from .settings import TrainSettings
+from .splits import SPLITS, Split, fewer_seen, find_split, hide_unseen, make_split, transfer_split
 from .transductive import mark_unseen
 
 # Seeds of the scene streams; a run's own seed is added to the first alone. γ was chosen on validation scenes.
@@ -34,11 +35,25 @@ class Batch(NamedTuple):
     index_B: Tensor
 
 
-class SceneData(Dataset):
-    """`length` ShapeScenes; a whole batch of them is rendered in one call. `hide` turns masks into training masks."""
+@lru_cache(maxsize=2)
+def _order(length: int, seed: int) -> list[int]:
+    return torch.randperm(length, generator=torch.Generator().manual_seed(seed)).tolist()
 
-    def __init__(self, length: int, settings: SceneSettings, seed: int, hide: Hide | None = None):
-        self.length, self.settings, self.seed, self.hide = length, settings, seed, hide
+
+def _place(index: int, images: int, seed: int) -> int:
+    """Which of `images` pictures comes at an index, when all come before any comes again, each time in a new order."""
+    turn, place = divmod(index, images)
+    return _order(images, seed + turn)[place]
+
+
+class SceneData(Dataset):
+    """`length` ShapeScenes; a whole batch of them is rendered in one call. `hide` turns masks into training masks.
+
+    images: how many different ones there are; 0: as many as asked for.
+    """
+
+    def __init__(self, length: int, settings: SceneSettings, seed: int, hide: Hide | None = None, images: int = 0):
+        self.length, self.settings, self.seed, self.hide, self.images = length, settings, seed, hide, images
         self.first = 0  # where a resumed run goes on
 
     def __len__(self) -> int:
@@ -49,24 +64,22 @@ class SceneData(Dataset):
 
     def __getitems__(self, indices: list[int]) -> Batch:
         index_B = torch.tensor(indices) + self.first
+        if self.images:
+            index_B = torch.tensor([_place(index, self.images, self.seed) for index in index_B.tolist()])
         image_B3HW, label_BHW = render_scenes(index_B, self.settings, self.seed)
         label_BHW = self.hide(label_BHW) if self.hide else label_BHW.long()
         return Batch(image_B3HW, label_BHW, index_B)
-
-
-@lru_cache(maxsize=2)
-def _order(length: int, seed: int) -> list[int]:
-    return torch.randperm(length, generator=torch.Generator().manual_seed(seed)).tolist()
 
 
 class VocData(Dataset):
     """Pictures and masks of one set of a folder in PASCAL VOC's layout.
 
     Label 0 is background and becomes 255; others shift down by one. Training pictures (`crop`) are
-    augmented by the recipe; test pictures keep their size.
+    augmented by the recipe; test pictures keep their size. images: how many of the listed ones are used, drawn by
+    the seed, more keeping those of fewer; 0: all.
     Raises: FileNotFoundError for a missing list, image or mask; ValueError where image and mask
-    differ in size, for an empty set, for labels outside the class list, or where a prepared folder
-    is no longer what its manifest says.
+    differ in size, for an empty set or more images than listed, for labels outside the class list, or where a
+    prepared folder is no longer what its manifest says.
     """
 
     def __init__(
@@ -78,6 +91,7 @@ class VocData(Dataset):
         length: int = 0,
         hide: Hide | None = None,
         seed: int = 0,
+        images: int = 0,
     ):
         self.folder, self.split, self.hide, self.seed = Path(folder), split, hide, seed
         self.first = 0  # where a resumed run goes on
@@ -90,6 +104,13 @@ class VocData(Dataset):
         self.stems = listing.read_text().split()
         if not self.stems:
             raise ValueError(f"{listing} lists no picture. There would be nothing to learn or score; fill it.")
+        if images > len(self.stems):
+            raise ValueError(
+                f"images={images}, and {listing} lists {len(self.stems)} pictures. There would be fewer than asked "
+                f"for; choose at most {len(self.stems)}, or 0 for all of them."
+            )
+        if images:
+            self.stems = [self.stems[i] for i in _order(len(self.stems), seed)[:images]]
         manifest = check_manifest(self.folder, split.classes) or {}
         self.suffix = manifest.get("image_suffix", ".jpg")
         self.length = length or len(self.stems)
@@ -100,10 +121,7 @@ class VocData(Dataset):
 
     def __getitem__(self, index: int) -> Batch:
         index += self.first
-        turn, place = divmod(index, len(self.stems))
-        if self.augment:
-            place = _order(len(self.stems), self.seed + turn)[place]
-        stem = self.stems[place]
+        stem = self.stems[_place(index, len(self.stems), self.seed) if self.augment else index % len(self.stems)]
         image_path = self.folder / "JPEGImages" / f"{stem}{self.suffix}"
         mask_path = self.folder / "SegmentationClass" / f"{stem}.png"
         for path in (image_path, mask_path):
@@ -150,6 +168,11 @@ def split_for(dataset: str, split: str) -> Split:
     return make_split(named.name, classes, named.unseen, named.stuff)
 
 
+def training_split(settings: TrainSettings) -> Split:
+    """What a training run sees: its data set's split, with fewer seen classes where its settings say so."""
+    return fewer_seen(split_for(settings.dataset, settings.split), settings.seen_classes, settings.seed)
+
+
 def _known(dataset: str) -> None:
     if dataset != "shapescenes" and not Path(dataset).is_dir():
         raise ValueError(
@@ -188,9 +211,11 @@ def train_loader(
     hide = hide and partial(hide, split=split)
     if settings.dataset == "shapescenes":
         scenes = scenes or SceneSettings(size=settings.size)
-        data, workers = SceneData(length, scenes, TRAIN_SEED + 1000 * settings.seed, hide), 0
+        data, workers = SceneData(length, scenes, TRAIN_SEED + 1000 * settings.seed, hide, settings.images), 0
     else:
-        data = VocData(settings.dataset, "train", split, settings.size, length, hide, settings.seed)
+        data = VocData(
+            settings.dataset, "train", split, settings.size, length, hide, settings.seed, settings.images
+        )  # fmt: skip
         workers = settings.num_workers
     return DataLoader(
         data, batch_sampler=Shares(settings.iterations, settings.batch, rank, world), collate_fn=_stack,

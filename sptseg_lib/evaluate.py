@@ -15,7 +15,7 @@ from .clip.backbone import VisionBackbone
 from .clip.dense import dense_clip, patch_tokens
 from .clip.load import Clip, load_clip
 from .clip.text import class_text
-from .data import held_out_loader, split_for
+from .data import held_out_loader, split_for, training_split
 from .diagnose import HEALTHY, diagnose
 from .distributed import Place, launch
 from .inference import label_maps, scaled_probabilities
@@ -151,6 +151,8 @@ def _evaluate(place: Place, settings: EvaluateSettings, scenes: SceneSettings | 
                     f"{name} was trained on split {trained.split!r}, not {settings.split!r}. Classes that it saw "
                     "would be scored as unseen; evaluate with its own split."
                 )
+            if trained.seen_classes:  # a class counts as seen where this run saw it
+                split = transfer_split(training_split(trained), split)
             own_gammas = gammas if setting == "inductive" else [0.0]
         shares = place.gather(score_images(predict, loader, split, own_gammas, name))
         confusion_GKK = sum(share[0] for share in shares)

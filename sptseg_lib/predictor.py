@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 from .checkpoint import SETTINGS, load_segmenter, read_settings
 from .clip.load import TINY, load_clip
 from .clip.text import class_text
-from .data import split_for
+from .data import training_split
 from .encoder import Encoded
 from .inference import Best, best_classes, class_probabilities
 from .pictures import reduced_size
@@ -54,7 +54,7 @@ class Predictor:
         self.segmenter = segmenter.to(self.device)
         self.size, self.patch, self.prompt = self.trained.size, segmenter.patch, model.prompt
         self.gamma = model.seen_shift
-        split = split_for(self.trained.dataset, self.trained.split)
+        split = training_split(self.trained)
         self.seen = split.seen if self.trained.setting == "inductive" else split.classes
 
     def text(self, names: tuple[str, ...], prompt: str | None = None) -> Tensor:

@@ -235,6 +235,10 @@ class TrainSettings(RunSettings):
     )
     overrides: dict = Field(default_factory=dict, description="model settings that differ from the preset's")
     iterations: int = Field(200, ge=1)
+    images: int = Field(0, ge=0, description="different training pictures, repeated in new order; 0: all there are")
+    seen_classes: int = Field(
+        0, ge=0, description="seen classes that keep their labels, drawn by the seed; the others are unseen; 0: all"
+    )
     learning_rate: float = Field(2e-3, gt=0, description="peak rate of prompts and decoder; the paper's ViT-B/16: 2e-4")
     warmup: int = Field(50, ge=0, description="iterations of linear warm-up")
     weight_decay: float = Field(0.01, ge=0)
@@ -250,6 +254,11 @@ class TrainSettings(RunSettings):
             raise ValueError(
                 f"pseudo={self.pseudo!r} has no meaning in the {self.setting} setting: no pixel gets a pseudo label. "
                 "Leave it at 'own', or choose setting 'transductive'."
+            )
+        if self.seen_classes and self.setting == "supervised":
+            raise ValueError(
+                f"seen_classes={self.seen_classes} has no meaning in the supervised setting: every class is labelled. "
+                "Leave it at 0, or choose setting 'inductive'."
             )
         if self.pseudo == "clip" and model.train_backbone:
             raise ValueError(

@@ -119,6 +119,28 @@ def transfer_split(train_split: Split, target: Split) -> Split:
     return make_split(f"{train_split.name}_to_{target.name}", target.classes, unseen, target.stuff)
 
 
+def fewer_seen(split: Split, count: int, seed: int) -> Split:
+    """A split of which `count` seen classes stay seen and the others join the unseen ones; 0: the split as it is.
+
+    Which ones, the seed draws, things and stuff in proportion; a larger count keeps those of a smaller one.
+    Raises: ValueError where the split has not so many seen classes.
+    """
+    if not count:
+        return split
+    if count > len(split.seen):
+        raise ValueError(
+            f"seen_classes={count}, and split {split.name!r} has {len(split.seen)} seen classes. There would be fewer "
+            f"than asked for; choose at most {len(split.seen)}, or 0 for all of them."
+        )
+    chance = torch.rand(len(split.seen), generator=torch.Generator().manual_seed(seed)).tolist()
+    drawn = [name for _, name in sorted(zip(chance, split.seen))]
+    kinds = [[name for name in drawn if (name in split.stuff) == stuff] for stuff in (False, True)]
+    place = {name: (i + 0.5) / len(kind) for kind in kinds for i, name in enumerate(kind)}
+    kept = sorted(drawn, key=place.get)[:count]
+    unseen = tuple(name for name in split.classes if name not in kept)
+    return make_split(f"{split.name}, {count} seen", split.classes, unseen, split.stuff)
+
+
 def hide_unseen(label_BHW: Tensor, split: Split, ignore: int = 255) -> Tensor:
     """Masks as training may see them: unseen pixels become 255, seen classes count from 0 in order.
 

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 from .checkpoint import SETTINGS, WEIGHTS, load_trained, read_settings, save_checkpoint, write_settings
 from .clip.load import Clip, load_clip
 from .clip.text import class_text
-from .data import Batch, first_images, split_for, train_loader
+from .data import Batch, first_images, split_for, train_loader, training_split
 from .disk import check_room
 from .distributed import labelled_pixels, present_pairs, same_everywhere
 from .model import Segmenter, build_segmenter
@@ -185,6 +185,7 @@ def check_start(settings: TrainSettings, split: Split) -> None:
         ("setting", there.setting, "inductive"),
         ("dataset", there.dataset, settings.dataset),
         ("split", there.split, settings.split),
+        ("number of seen classes", there.seen_classes, settings.seen_classes),
         ("model", there.model(), settings.model()),
     ):
         if found != wanted:
@@ -217,6 +218,7 @@ def fit(
             f"{settings.dataset} holds the classes of another data set than split {settings.split!r}, which can be "
             "tested on it, not trained. Most of its classes would count as unseen; train with its own split."
         )
+    split = training_split(settings)
     loader = train_loader(settings, split, scenes)
     check_run(folder, settings)
     if (folder / WEIGHTS).is_file():

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from sptseg_lib.data import TEST_SEED, SceneData, VocData, held_out_loader, split_for, train_loader
+from sptseg_lib.data import TEST_SEED, TRAIN_SEED, SceneData, VocData, held_out_loader, split_for, train_loader
 from sptseg_lib.scenes.atlas import CLASSES
 from sptseg_lib.scenes.render import SceneSettings, render_scenes
 from sptseg_lib.scenes.voc_layout import write_voc
@@ -109,6 +109,29 @@ def test_training_pictures_of_a_folder_are_cropped_with_their_masks(tmp_path):
         colour = image.argmax(0).where(image.sum(0) > 0.5, 0)
         wanted = torch.where(label == 255, 0, label + 1)
         assert float((colour == wanted).float().mean()) > 0.9
+
+
+def test_a_few_pictures_come_again_in_new_orders(voc):
+    for changes, split in (({}, DEFAULT), ({"dataset": str(voc)}, split_for(str(voc), "default"))):
+        few = train_settings(images=3, iterations=6, **changes)
+        batches = list(train_loader(few, split))
+        places = torch.cat([batch.index_B for batch in batches]).view(-1, 3)
+        if changes:  # augmented anew each time, so the pictures themselves differ
+            assert len(set(train_loader(few, split).dataset.stems)) == 3
+            with pytest.raises(ValueError, match="images=6, and .*lists 5"):
+                train_loader(few.model_copy(update={"images": 6}), split)
+        else:
+            assert places.sort().values.tolist() == [[0, 1, 2]] * 4 and len(set(map(tuple, places.tolist()))) > 1
+            own = render_scenes(places.flatten(), SMALL, TRAIN_SEED).image_B3HW
+            assert torch.equal(torch.cat([batch.image_B3HW for batch in batches]), own)
+        resumed = train_loader(few, split)
+        resumed.dataset.first = 4
+        assert same(list(resumed)[:4], batches[2:])
+
+
+def test_more_pictures_keep_those_of_fewer(voc):
+    stems = [train_loader(train_settings(dataset=str(voc), images=n), DEFAULT).dataset.stems for n in (2, 4, 5)]
+    assert stems[0] == stems[1][:2] and stems[1] == stems[2][:4] and len(stems[2]) == 5
 
 
 def test_augmentation_depends_on_seed_and_index_alone(voc):

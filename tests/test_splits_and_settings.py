@@ -15,7 +15,16 @@ from sptseg_lib.settings import (
     preset,
     project_root,
 )
-from sptseg_lib.splits import SPLITS, Split, check_labels, find_split, hide_unseen, make_split, transfer_split
+from sptseg_lib.splits import (
+    SPLITS,
+    Split,
+    check_labels,
+    fewer_seen,
+    find_split,
+    hide_unseen,
+    make_split,
+    transfer_split,
+)
 
 
 def test_presets_differ_where_paper_code_and_baseline_do():
@@ -109,6 +118,24 @@ def test_a_training_run_checks_its_model_when_it_is_described():
     settings = TrainSettings(method="zegclip", setting="supervised", seed=3, overrides={"window": 2})
     assert settings.name == "zegclip-supervised-seed3" and settings.model().window == 2
     assert TrainSettings.model_validate_json(settings.model_dump_json()) == settings
+
+
+def test_fewer_seen_classes_are_drawn_by_the_seed_in_proportion():
+    default = SPLITS["default"]
+    assert fewer_seen(default, 0, 3) is default
+    draws = {seed: [fewer_seen(default, count, seed) for count in (2, 4, 7, 11)] for seed in range(4)}
+    for splits in draws.values():
+        kept = [set(split.seen) for split in splits]
+        assert kept[0] < kept[1] < kept[2] < kept[3] == set(default.seen)
+        assert [len(seen & set(STUFF)) for seen in kept] == [1, 1, 3, 4]  # of 4 and 7 things
+        for split in splits:
+            assert split.classes == default.classes and set(split.unseen) >= set(default.unseen)
+    assert len({draw[0].seen for draw in draws.values()}) > 1
+    assert fewer_seen(SPLITS["voc12"], 3, 0).seen == fewer_seen(SPLITS["voc12"], 3, 0).seen
+    with pytest.raises(ValueError, match="seen_classes=12, and split 'default' has 11"):
+        fewer_seen(default, 12, 0)
+    with pytest.raises(ValueError, match="seen_classes=2 has no meaning in the supervised"):
+        TrainSettings(setting="supervised", seen_classes=2)
 
 
 def test_relative_run_folders_count_from_the_checkout(tmp_path, monkeypatch):

@@ -7,12 +7,15 @@ import pytest
 
 from sptseg_lib import study
 from sptseg_lib.ablations import ablation_rows
+from sptseg_lib.evaluate import evaluate
 from sptseg_lib.metrics import harmonic_mean
 from sptseg_lib.pipeline import load_pipeline
+from sptseg_lib.predictor import load_predictor
 from sptseg_lib.results import PUBLISHED_GAMMA, at_gamma, choose_gamma, read_results, summarise, write_results
 from sptseg_lib.scenes.render import SceneSettings
 from sptseg_lib.scenes.voc_layout import write_voc
 from sptseg_lib.settings import PRESETS, EvaluateSettings, TrainSettings
+from sptseg_lib.splits import SPLITS, fewer_seen
 from sptseg_lib.study import FORMS, Form, Variant, run_key, run_study, train_and_score
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -31,6 +34,7 @@ def test_a_key_names_what_a_run_computes():
         return run_key(Variant("", changes).settings(TINY, seed))
 
     assert key() == key(devices=1, num_workers=0, save_every=7)  # how it is computed does not count
+    assert key() == key(images=0, seen_classes=0) != key(images=2) != key(seen_classes=2) != key()
     assert key(method="zegclip_sgd") == key(overrides=dict(PRESETS["zegclip_sgd"]))
     different = [key(), key(seed=1), key(iterations=3), key(overrides={"window": 2}), key(method="zegclip")]
     assert len(set(different)) == len(different)
@@ -61,6 +65,18 @@ def test_a_study_trains_each_run_once_and_goes_on_after_a_stop(tmp_path, monkeyp
     first = found["none"][0]["test"][str(kept["gamma"])]
     assert at_gamma(kept, "mIoU_seen")[0] == first["mIoU_seen"]
     assert at_gamma(kept, "pAcc", 0.5)[1] == found["none"][1]["test"]["0.5"]["pAcc"]
+
+
+def test_what_a_run_with_fewer_seen_classes_did_not_see_is_unseen(tmp_path):
+    settings = Variant("", {"seen_classes": 3}).settings(TINY, 1)
+    kept = fewer_seen(SPLITS["default"], 3, 1).seen
+    for card in train_and_score(settings, TINY, tmp_path)["test"].values():
+        assert {name for name, found in card["per_class"].items() if found["seen"]} == set(kept)
+    folder = next(tmp_path.glob("*/train/*"))
+    assert load_predictor(folder).seen == kept
+    asked = EvaluateSettings(run_dir=str(folder.parents[1]), size=32, scenes=2, gammas=[0.0], gamma=0.0)
+    found = {name for name, value in evaluate(asked)["runs"][-1]["per_class"].items() if value["seen"]}
+    assert found == set(kept)
 
 
 @pytest.mark.slow
