@@ -28,6 +28,7 @@ ORDER = [
     "settings",
     "distributed",
     "splits",
+    "corruptions",
     "transductive",
     "datasets",
     "augment",
