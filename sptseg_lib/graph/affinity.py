@@ -60,7 +60,6 @@ def colour_affinity(image_B3hw: Tensor, neighbours: tuple[tuple[int, float], ...
 
     Shapes: image (B, 3, h, w) in [0, 1], one pixel a node -> B graphs of N = h·w nodes; x and y run from 0 to 1.
     Each node is a neighbour of its own, as in KNN matting. A graph with fewer nodes than k takes all of them.
-    One k-d tree serves the whole batch: a sixth coordinate keeps the images apart.
     Raises: ValueError for NaN.
     """
     _check_finite(image_B3hw, "pixel values")
@@ -69,17 +68,15 @@ def colour_affinity(image_B3hw: Tensor, neighbours: tuple[tuple[int, float], ...
     colour_BN3 = image_B3hw.flatten(2).transpose(1, 2).cpu().double()
     x_N, y_N = torch.linspace(0, 1, w).repeat(h), torch.linspace(0, 1, h).repeat_interleave(w)
     place_BN2 = torch.stack([x_N, y_N], dim=-1).double().expand(B, N, 2)
-    own_R = np.arange(B * N)
     rows, columns = [], []
     for k, weight in neighbours:
         k = min(k, N)
-        point_BN5 = torch.cat([colour_BN3, weight * place_BN2], dim=-1)
-        apart = 4 * float(point_BN5.amax() - point_BN5.amin() + 1)  # further than any two nodes of one image
-        image_BN1 = (torch.arange(B) * apart)[:, None, None].expand(B, N, 1)
-        point_R6 = torch.cat([point_BN5, image_BN1], dim=-1).flatten(0, 1).numpy()
-        nearest_Rk = cKDTree(point_R6).query(point_R6, k=list(range(1, k + 1)), workers=torch.get_num_threads())[1]
-        rows.append(np.repeat(own_R, k))
-        columns.append(nearest_Rk.ravel())
+        point_BN5 = torch.cat([colour_BN3, weight * place_BN2], dim=-1).numpy()
+        near = list(range(1, k + 1))  # a list keeps the axis of a single neighbour
+        # A tree an image: one for the batch, with a coordinate that keeps images apart, takes 1.4 times as long.
+        nearest = [cKDTree(own).query(own, near, workers=torch.get_num_threads())[1] for own in point_BN5]
+        rows.append(np.repeat(np.arange(B * N), k))
+        columns.append((np.stack(nearest) + N * np.arange(B)[:, None, None]).ravel())
     i, j = np.concatenate(rows + columns), np.concatenate(columns + rows)
     ones = np.ones(len(i), dtype=np.float32)
     matrix = scipy.sparse.coo_array((ones, (i, j)), shape=(B * N, B * N)).tocsr()
@@ -97,8 +94,6 @@ def combine(features: Affinity, colours: SparseAffinity | None, colour_weight: f
             f"The features have {features.shape} (images, nodes) and the colours {colours.shape}. Edges would join "
             "other patches than those meant; resize the image to one pixel a node."
         )
-    if isinstance(features, DenseAffinity):
-        return DenseAffinity(features.weight_BNN + colour_weight * colours.dense().to(features.weight_BNN.dtype))
     return SumAffinity(features, colours, colour_weight)
 
 
