@@ -10,13 +10,14 @@ import json
 import multiprocessing
 import os
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import NamedTuple
 
 import psutil
 import torch
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from .data import held_out_loader, training_split
@@ -24,7 +25,7 @@ from .disk import check_room
 from .evaluate import score_images, trained_predictor
 from .metrics import scores
 from .precision import find_device
-from .settings import HOW, EvaluateSettings, TrainSettings
+from .settings import HOW, EvaluateSettings, TrainSettings, project_root
 from .splits import Split
 from .train import fit
 
@@ -32,6 +33,7 @@ GAMMAS = [0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5]
 # Linux's allocator hands large blocks back when they are freed, and a training step asks for the same ones again.
 KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": 2**32, "MALLOC_TRIM_THRESHOLD_": 2**32, "MALLOC_TOP_PAD_": 2**28}
 WORKER_BYTES = 1_500_000_000  # what one training process of the tiny CLIP takes, torch and all, rounded up
+Predictor = Callable[[Tensor], Tensor]  # (B, 3, H, W) in [0, 1] -> probabilities (B, K, H, W)
 Scorecard = dict[str, dict[str, dict]]  # part -> γ -> scores
 
 
@@ -93,7 +95,8 @@ def run_key(settings: TrainSettings) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def _scorers(settings: TrainSettings, form: Form) -> tuple[Split, dict[str, EvaluateSettings]]:
+def scorers(settings: TrainSettings, form: Form) -> tuple[Split, dict[str, EvaluateSettings]]:
+    """What a run is scored on: its split, and for each part, validation and test, the settings of `held_out_loader`."""
     scenes = {"validation": form.validation, "test": form.test}
     if settings.dataset != "shapescenes":
         del scenes["validation"]
@@ -109,12 +112,52 @@ def score_predictor(predict, settings: TrainSettings, form: Form, gammas: list[f
 
     Returns {"validation": {γ: scores}, "test": {γ: scores}}; a data set other than ShapeScenes has no validation part.
     """
-    split, parts = _scorers(settings, form)
+    split, parts = scorers(settings, form)
     card: Scorecard = {}
     for part, held_out in parts.items():
         confusion_GKK, _, _ = score_images(predict, held_out_loader(held_out, split), split, gammas, part)
         card[part] = {str(gamma): scores(matrix, split) for gamma, matrix in zip(gammas, confusion_GKK)}
     return card
+
+
+def score_once(path: Path, wanted: dict, score: Callable[[], Scorecard]) -> dict:
+    """What `path`, scores.json in a folder named by a key, holds; if it is not there, what `score` makes, kept there.
+
+    wanted: the settings that the scores belong to. Returns {"key", "settings", "seconds", "cpu_seconds"} and the scores.
+    Raises: ValueError where the file holds scores of other settings.
+    """
+    if path.is_file():
+        found = json.loads(path.read_text(encoding="utf-8"))
+        told = {name: value for name, value in found["settings"].items() if name in wanted}
+        same = {name: wanted[name] for name in told}
+        for known in (told, same):  # a preset and the same model written out are one run
+            known.pop("method", None), known.pop("overrides", None)
+        if told != json.loads(json.dumps(same)):
+            raise ValueError(
+                f"{path} holds scores of other settings under the same key: {told}, not {same}. "
+                "Two runs would be taken for one; delete that folder."
+            )
+        return found
+    begun, busy = time.perf_counter(), time.process_time()
+    card = score()
+    result = {"key": path.parent.name, "settings": wanted}
+    result["seconds"] = round(time.perf_counter() - begun, 1)
+    result["cpu_seconds"] = round(time.process_time() - busy, 1)  # of all threads: other work on the machine adds none
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".part")
+    partial.write_text(json.dumps(result | card), encoding="utf-8")
+    partial.replace(path)
+    return result | card
+
+
+def run_predictor(settings: TrainSettings, form: Form, root: Path, precision: str = "") -> Predictor:
+    """The predictor of a study's finished run; precision: another than the run's own."""
+    folder = project_root() / root / run_key(settings) / "train" / settings.name
+    split, parts = scorers(settings, form)
+    held_out = next(iter(parts.values()))
+    if precision:
+        held_out = held_out.model_copy(update={"precision": precision})
+    return trained_predictor(folder, split, held_out, find_device())[0]
 
 
 def train_and_score(settings: TrainSettings, form: Form, root: Path) -> dict:
@@ -125,31 +168,13 @@ def train_and_score(settings: TrainSettings, form: Form, root: Path) -> dict:
     """
     folder = root / run_key(settings)
     wanted = settings.model_dump(mode="json", exclude=HOW | {"run_dir", "start"}) | {"form": form._asdict()}
-    path = folder / "scores.json"
-    if path.is_file():
-        found = json.loads(path.read_text(encoding="utf-8"))
-        told = {name: value for name, value in found["settings"].items() if name in wanted}
-        same = {name: wanted[name] for name in told}
-        for known in (told, same):  # a preset and the same model written out are one run
-            known.pop("method"), known.pop("overrides")
-        if told != json.loads(json.dumps(same)):
-            raise ValueError(
-                f"{path} holds scores of other settings under the same key: {told}, not {same}. "
-                "Two runs would be taken for one; delete that folder."
-            )
-        return found
-    begun, busy = time.perf_counter(), time.process_time()
-    trained = fit(settings.model_copy(update={"run_dir": str(folder)}), progress=False)
-    split, parts = _scorers(settings, form)
-    predict, _ = trained_predictor(trained, split, next(iter(parts.values())), find_device())
-    card = score_predictor(predict, settings, form, GAMMAS if settings.setting == "inductive" else [0.0])
-    result = {"key": folder.name, "settings": wanted}
-    result["seconds"] = round(time.perf_counter() - begun, 1)
-    result["cpu_seconds"] = round(time.process_time() - busy, 1)  # of all threads: other work on the machine adds none
-    partial = path.with_suffix(".part")
-    partial.write_text(json.dumps(result | card), encoding="utf-8")
-    partial.replace(path)
-    return result | card
+
+    def score() -> Scorecard:
+        fit(settings.model_copy(update={"run_dir": str(folder)}), progress=False)
+        predict = run_predictor(settings, form, root)
+        return score_predictor(predict, settings, form, GAMMAS if settings.setting == "inductive" else [0.0])
+
+    return score_once(folder / "scores.json", wanted, score)
 
 
 def workers_for(jobs: int) -> int:
