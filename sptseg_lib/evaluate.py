@@ -25,11 +25,12 @@ from .scenes.render import SceneSettings
 from .settings import EvaluateSettings, TrainSettings
 from .splits import Split, transfer_split
 
+Predictor = Callable[[Tensor], Tensor]  # images (B, 3, H, W) in [0, 1] -> probabilities (B, K, H, W)
 FLOORS = {"dense_clip": dense_clip, "patch_tokens": patch_tokens}  # what needs no training
 
 
 def score_images(
-    predict: Callable[[Tensor], Tensor], loader: Iterable, split: Split, gammas: list[float], title: str = ""
+    predict: Predictor, loader: Iterable, split: Split, gammas: list[float], title: str = ""
 ) -> tuple[Tensor, list[dict], float]:
     """Run a predictor over a test set once, for all seen-class shifts.
 
@@ -68,37 +69,49 @@ def picture_scores(predicted_BHW: Tensor, label_BHW: Tensor, index_B: Tensor, sp
     return rows
 
 
+def windowed(score: Callable[[Tensor], Tensor], patch: int, settings: EvaluateSettings, device: str) -> Predictor:
+    """What `score_images` takes, from what scores one window: images (B, 3, h', w') -> probabilities (B, K, ·, ·)."""
+
+    def predict(image_B3HW: Tensor) -> Tensor:
+        image_B3HW = image_B3HW.to(device)
+        return scaled_probabilities(score, image_B3HW, settings.size, patch, settings.stride, settings.short_side)
+
+    return predict
+
+
 def trained_predictor(
     folder: Path, split: Split, settings: EvaluateSettings, device: str
-) -> tuple[Callable[[Tensor], Tensor], TrainSettings]:
+) -> tuple[Predictor, TrainSettings]:
     """What `score_images` takes, from a training run's folder, for the classes of a split; and that run's settings."""
     segmenter, trained = load_segmenter(folder, dtype=backbone_dtype(settings.precision, device))
     model = trained.model()
     text_KE = class_text(load_clip(*model.clip_source), split.classes, model.prompt).to(device)
     segmenter = segmenter.to(device)
 
-    def predict(image_B3HW: Tensor) -> Tensor:
-        return scaled_probabilities(
-            lambda piece: segmenter.probabilities(segmenter(piece, text_KE)),
-            image_B3HW.to(device), settings.size, segmenter.patch, settings.stride, settings.short_side,
-        )  # fmt: skip
+    def score(piece_B3HW: Tensor) -> Tensor:
+        return segmenter.probabilities(segmenter(piece_B3HW, text_KE))
 
-    return predict, trained
+    return windowed(score, segmenter.patch, settings, device), trained
 
 
-def _floor_predictor(dense: Callable, clip: Clip, split: Split, settings: EvaluateSettings, device: str):
+def clip_score(dense: Callable, clip: Clip, class_text_KE: Tensor) -> Predictor:
+    """Probabilities of patches from CLIP alone, on the texts' device: (B, 3, H, W) in [0, 1] -> (B, K, h, w).
+
+    dense: one of FLOORS. Cosines become probabilities as between images and captions: softmax of s · cos, s CLIP's.
+    """
+    device = class_text_KE.device
     backbone = VisionBackbone(clip.model.visual).to(device).eval()
-    text_KE = class_text(clip, split.classes).to(device)
-    mean, std = (torch.tensor(x, device=device).view(3, 1, 1) for x in (clip.mean, clip.std))
+    mean_311, std_311 = (torch.tensor(x, device=device).view(3, 1, 1) for x in (clip.mean, clip.std))
     scale = clip.model.logit_scale.exp().item()
+    return lambda image: (dense(backbone, (image - mean_311) / std_311, class_text_KE) * scale).softmax(1)
 
-    def predict(image_B3HW: Tensor) -> Tensor:
-        return scaled_probabilities(
-            lambda piece: (dense(backbone, (piece - mean) / std, text_KE) * scale).softmax(1),
-            image_B3HW.to(device), settings.size, backbone.patch, settings.stride, settings.short_side,
-        )  # fmt: skip
 
-    return predict
+def floor_predictor(
+    dense: Callable, clip: Clip, split: Split, settings: EvaluateSettings, device: str, prompt: str = "a photo of a {}"
+) -> Predictor:
+    """What `score_images` takes, from CLIP alone: one of FLOORS, for the classes of a split."""
+    text_KE = class_text(clip, split.classes, prompt).to(device)
+    return windowed(clip_score(dense, clip, text_KE), clip.model.visual.patch_size[0], settings, device)
 
 
 def evaluate(settings: EvaluateSettings, scenes: SceneSettings | None = None) -> dict:
@@ -141,7 +154,7 @@ def _evaluate(place: Place, settings: EvaluateSettings, scenes: SceneSettings | 
         loader = held_out_loader(settings, split, scenes, place.rank, place.world)
         if folder is None:
             model = read_settings(folders[0]).model()
-            predict = _floor_predictor(FLOORS[name], load_clip(*model.clip_source), split, settings, device)
+            predict = floor_predictor(FLOORS[name], load_clip(*model.clip_source), split, settings, device)
             method, setting, seed, own_gammas = name, "training-free", settings.seed, [0.0]
         else:
             predict, trained = trained_predictor(folder, split, settings, device)

@@ -17,12 +17,11 @@ from typing import NamedTuple
 
 import psutil
 import torch
-from torch import Tensor
 from tqdm.auto import tqdm
 
 from .data import held_out_loader, training_split
 from .disk import check_room
-from .evaluate import score_images, trained_predictor
+from .evaluate import Predictor, score_images, trained_predictor
 from .metrics import scores
 from .precision import find_device
 from .settings import HOW, EvaluateSettings, TrainSettings, project_root
@@ -33,7 +32,6 @@ GAMMAS = [0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5]
 # Linux's allocator hands large blocks back when they are freed, and a training step asks for the same ones again.
 KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": 2**32, "MALLOC_TRIM_THRESHOLD_": 2**32, "MALLOC_TOP_PAD_": 2**28}
 WORKER_BYTES = 1_500_000_000  # what one training process of the tiny CLIP takes, torch and all, rounded up
-Predictor = Callable[[Tensor], Tensor]  # (B, 3, H, W) in [0, 1] -> probabilities (B, K, H, W)
 Scorecard = dict[str, dict[str, dict]]  # part -> γ -> scores
 
 
@@ -123,7 +121,7 @@ def score_predictor(predict, settings: TrainSettings, form: Form, gammas: list[f
 def score_once(path: Path, wanted: dict, score: Callable[[], Scorecard]) -> dict:
     """What `path`, scores.json in a folder named by a key, holds; if it is not there, what `score` makes, kept there.
 
-    wanted: the settings that the scores belong to. Returns {"key", "settings", "seconds", "cpu_seconds"} and the scores.
+    wanted: settings that the scores belong to. Returns {"key", "settings", "seconds", "cpu_seconds"} and the scores.
     Raises: ValueError where the file holds scores of other settings.
     """
     if path.is_file():
