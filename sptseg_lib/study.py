@@ -59,10 +59,15 @@ def _recipe(split: str, iterations: int, **overrides) -> Form:
 
 
 FORMS = {
+    "smoke": Form(  # every step in miniature: scores mean nothing
+        {"size": 64, "batch": 2, "iterations": 2, "warmup": 1, "overrides": {"grid": 8}}, validation=4, test=8
+    ),
     "short": Form(
         {"size": 96, "batch": 8, "iterations": 150, "warmup": 20, "overrides": {"grid": 12}}, validation=128, test=256
     ),
-    "long": Form({"size": 128, "batch": 16, "iterations": 550}, validation=200, test=500),
+    "long": Form(
+        {"size": 96, "batch": 8, "iterations": 800, "warmup": 50, "overrides": {"grid": 12}}, validation=200, test=500
+    ),
     "voc12": _recipe("voc12", 20_000, prompt_tokens=10),
     "coco_stuff": _recipe("coco_stuff", 96_000, prompt_tokens=100, prompt="ensemble"),
 }
