@@ -208,3 +208,20 @@ def _for_screen(image_3HW: Tensor, label_HW: Tensor, longest: int = 1200) -> tup
     """Every n-th pixel of pictures that no screen shows whole."""
     step = -(-max(label_HW.shape) // longest)
     return image_3HW[:, ::step, ::step], label_HW[::step, ::step]
+
+
+def difference_rows(axes: Axes, rows: list[tuple[str, tuple | None]], colour: str = SEEN_COLOUR) -> None:
+    """One line a row: a paired difference's mean and interval (spread.Difference), filled where it leaves out zero.
+
+    Rows without a difference are the baseline: a mark on zero.
+    """
+    axes.axvline(0, color=NEUTRAL, linewidth=1)
+    for y, (_, change) in enumerate(rows):
+        if change is None:
+            axes.plot(0, y, "|", color="black", markersize=12)
+            continue
+        axes.plot([change.low, change.high], [y, y], color=colour, linewidth=1.5)
+        axes.plot(change.mean, y, "o", color=colour, markersize=6, markerfacecolor=colour if change.clear else "white")
+    axes.set_yticks(range(len(rows)), [label for label, _ in rows])
+    axes.set_ylim(len(rows) - 0.4, -0.6)
+    axes.spines[["top", "right"]].set_visible(False)
