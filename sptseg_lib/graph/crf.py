@@ -10,6 +10,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torchvision.transforms.v2.functional import gaussian_blur
 
@@ -55,7 +56,7 @@ def refine(label_BHW: Tensor, image_B3HW: Tensor, settings: CrfSettings = RELEAS
     other = (1 - settings.confidence) / (labels - 1)
     refined = []
     for label_HW, image_3HW in zip(label_BHW, image_B3HW):
-        sure_KHW = torch.nn.functional.one_hot(label_HW, labels).permute(2, 0, 1).float()
+        sure_KHW = F.one_hot(label_HW, labels).permute(2, 0, 1).float()
         p_KHW = sure_KHW * (settings.confidence - other) + other
         new_HW = solve(p_KHW, image_3HW, settings).to(label_HW)
         for gone in sorted(set(label_HW.unique().tolist()) - set(new_HW.unique().tolist())):
@@ -78,7 +79,7 @@ def _with_library(p_KHW: Tensor, image_3HW: Tensor, settings: CrfSettings) -> Te
     return torch.from_numpy(np.array(crf.inference(settings.iterations))).argmax(0).view(H, W)
 
 
-def _with_cells(p_KHW: Tensor, image_3HW: Tensor, settings: CrfSettings, most: int = 4096) -> Tensor:
+def _with_cells(p_KHW: Tensor, image_3HW: Tensor, settings: CrfSettings, most: int = 2048) -> Tensor:
     """Mean field with K ≈ S Kc Sᵀ: S gives each pixel its cell, Kc is the kernel between the cells' means."""
     K, H, W = p_KHW.shape
     y, x = torch.meshgrid(torch.arange(H), torch.arange(W), indexing="ij")
@@ -87,14 +88,18 @@ def _with_cells(p_KHW: Tensor, image_3HW: Tensor, settings: CrfSettings, most: i
     point_P5 = torch.cat([place_P2, colour_P3], dim=1)  # in units of the kernel's widths
     width = 0.5
     while True:
-        cell_P = torch.unique((point_P5 / width).floor().long(), dim=0, return_inverse=True)[1]
+        place_P5 = (point_P5 / width).floor().long()
+        place_P5 = place_P5 - place_P5.amin(0)
+        # One number a cell: rows as such take eight times as long to compare.
+        step_5 = F.pad((place_P5.amax(0)[:-1] + 1).cumprod(0), (1, 0), value=1)
+        cell_P = torch.unique((place_P5 * step_5).sum(1), return_inverse=True)[1]
         cells = int(cell_P.max()) + 1
         if cells <= most:
             break
         width *= 1.25  # noisy pictures fill more cells than a kernel matrix should have
     size_G = torch.bincount(cell_P, minlength=cells).float()
     mean_G5 = torch.zeros(cells, 5).index_add_(0, cell_P, point_P5) / size_G[:, None]
-    kernel_GG = torch.exp(-0.5 * torch.cdist(mean_G5, mean_G5).square())
+    kernel_GG = torch.cdist(mean_G5, mean_G5).square_().mul_(-0.5).exp_()
     root_G = (kernel_GG @ size_G).rsqrt()  # symmetric normalisation: each pixel's weights sum to about 1
 
     def bilateral(q_KP: Tensor) -> Tensor:
