@@ -1,7 +1,7 @@
 """Pictures for a comparison of two methods, chosen by a rule; and label maps as short texts, for results files."""
 
 import base64
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from io import BytesIO
 
 import numpy as np
@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from .evaluate import picture_scores
+from .evaluate import Predictor, picture_scores
 from .inference import label_maps
 from .splits import Split
 
@@ -43,8 +43,8 @@ def at_quantiles(values: Sequence[float], quantiles: Sequence[float] = QUANTILES
 
 
 def compare_pictures(
-    ours: Callable[[Tensor], Tensor],
-    baseline: Callable[[Tensor], Tensor],
+    ours: Predictor,
+    baseline: Predictor,
     gammas: tuple[float, float],
     pictures: Iterable,
     split: Split,

@@ -12,11 +12,10 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from .checkpoint import WEIGHTS
 from .clip.load import load_clip
 from .corruptions import CORRUPTIONS, RADIUS, SEVERITIES, corrupt
 from .data import held_out_loader
-from .evaluate import FLOORS, floor_predictor, trained_predictor
+from .evaluate import FLOORS, Predictor, floor_predictor, trained_predictor
 from .inference import label_maps
 from .metrics import confusion_matrix, harmonic_mean, scores
 from .panels import compare_pictures
@@ -27,17 +26,17 @@ from .splits import Split, fewer_seen
 from .study import FORMS, GAMMAS, Form, Variant, run_key, run_study, scorers
 from .vocabulary import FOREIGN, foreign_names, score_names, with_foreign
 
-METHODS = ("spt_seg", "zegclip")
+METHODS = ("spt_seg", "zegclip_sgd", "zegclip")  # ours, ours without spectral prompts, the paper's baseline
+GROWN = ("spt_seg", "zegclip")
 FLOOR = "patch_tokens"
 IMAGES, SEEN_CLASSES = (32, 128, 512), (2, 4, 7)  # beside all there are
 PANEL_PICTURES = 200
 SCORES = ("mIoU_seen", "mIoU_unseen", "hIoU")
 HIDDEN_TOO = "occlusion, hidden pixels too"
-Predict = Callable[[Tensor], Tensor]
 
 
 def score_corrupted(
-    predict: Predict, pictures: Iterable, split: Split, gamma: float, seed: int = 0
+    predict: Predictor, pictures: Iterable, split: Split, gamma: float, seed: int = 0
 ) -> dict[str, dict[str, list]]:
     """Scores by corruption and severity, each picture rendered or read once: {corruption: {score: [a severity each]}}.
 
@@ -89,13 +88,12 @@ class Trained:
         # The floor is not trained, but for the form's CLIP and pictures: under the first run's key.
         self.folder = root / (f"{FLOOR}-{run_key(settings)}" if self.floor else run_key(settings))
 
-    def predictor(self, split: Split) -> Predict:
+    def predictor(self, split: Split) -> Predictor:
         part, device = next(iter(self.parts.values())), find_device()
         if self.floor:
             clip = load_clip(*self.settings.model().clip_source)
             return floor_predictor(FLOORS[FLOOR], clip, split, part, device)
-        weights = next(self.folder.glob(f"train/*/{WEIGHTS}"))
-        return trained_predictor(weights.parent, split, part, device)[0]
+        return trained_predictor(self.folder / "train" / self.settings.name, split, part, device)[0]
 
     def pictures(self, part: str) -> Iterable:
         return held_out_loader(self.parts[part], self.split)
@@ -129,13 +127,11 @@ class Trained:
         return kept(self.folder / "names.json", self.asked(foreign=foreign), find)
 
 
-def growth_variants() -> list[Variant]:
-    """Both methods with all pictures and classes, then with fewer of either."""
-    few = [{"images": n} for n in IMAGES] + [{"seen_classes": n} for n in SEEN_CLASSES]
-    return [
-        Variant(f"{method}{''.join(f', {name}={n}' for name, n in changes.items())}", {"method": method, **changes})
-        for changes in ({}, *few)
-        for method in METHODS
+def variants(grown: Sequence[str] = GROWN) -> list[Variant]:
+    """METHODS as they are, then those of `grown` with fewer training pictures or fewer seen classes."""
+    few = [("images", n) for n in IMAGES] + [("seen_classes", n) for n in SEEN_CLASSES]
+    return [Variant(method, {"method": method}) for method in METHODS] + [
+        Variant(f"{method}, {name}={n}", {"method": method, name: n}) for name, n in few for method in grown
     ]
 
 
@@ -164,17 +160,17 @@ def common_scores(runs: list[dict], split: Split) -> dict[str, list | float]:
     }
 
 
-def measure(form: str, seeds: Sequence[int], cache: str, run_dir: str, **shared) -> dict:
+def measure(form: str, seeds: Sequence[int], cache: str, run_dir: str, grown: Sequence[str] = GROWN, **shared) -> dict:
     """All of it in a form, trained and scored as far as the cache does not hold it; also left in the run folder.
 
-    Returns and writes <run_dir>/robustness_<form>.json: `write_results` of the variants of `growth_variants`, with
-    "corrupted" and "names", {method: [what was found, a seed each]}, "common", {variant: `common_scores`}, and
-    "panels". cache, run_dir and shared as in `results.measured`.
+    Returns and writes <run_dir>/robustness_<form>.json: `write_results` of `variants`, with "corrupted" and "names",
+    {method: [what was found, a seed each]}, "common", {variant: `common_scores`}, and "panels". cache, run_dir and
+    shared as in `results.measured`.
     Raises: ValueError for an unknown form, and as `run_study`.
     """
     shared = {setting: value for setting, value in shared.items() if value}
     plan, root = FORMS[one_of("form", form, FORMS)], project_root() / cache
-    study = run_study(growth_variants(), seeds, plan, root, **shared)
+    study = run_study(variants(grown), seeds, plan, root, **shared)
     gammas = {method: choose_gamma(study[method]) for method in METHODS} | {FLOOR: 0.0}
     trained = {
         method: [
@@ -185,7 +181,7 @@ def measure(form: str, seeds: Sequence[int], cache: str, run_dir: str, **shared)
             *((name, {"method": name}, seeds) for name in METHODS), (FLOOR, {}, seeds[:1])
         )
     }  # fmt: skip
-    ours, baseline = (trained[method][0] for method in METHODS)
+    ours, baseline = trained["spt_seg"][0], trained["zegclip"][0]
     split = ours.split
     panels = compare_pictures(
         ours.predictor(split), baseline.predictor(split), (ours.gamma, baseline.gamma),

@@ -6,7 +6,7 @@ one pass over the pictures.
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from .class_lists import ADE, COCO, CONTEXT, VOC, common_name
+from .evaluate import Predictor
 from .inference import label_maps
 from .metrics import confusion_matrix, scores
 from .scenes.counter import uniform
@@ -82,7 +83,7 @@ class Names(NamedTuple):
 
 
 def score_names(
-    predict: Callable[[Tensor], Tensor],
+    predict: Predictor,
     split: Split,
     foreign: tuple[str, ...],
     parts: dict[str, Iterable],

@@ -11,7 +11,7 @@ from sptseg_lib.data import held_out_loader
 from sptseg_lib.evaluate import score_images
 from sptseg_lib.metrics import harmonic_mean, scores
 from sptseg_lib.panels import QUANTILES
-from sptseg_lib.robustness import FLOOR, HIDDEN_TOO, METHODS, SCORES, common_scores, growth_variants, kept, measure
+from sptseg_lib.robustness import FLOOR, HIDDEN_TOO, METHODS, SCORES, common_scores, kept, measure, variants
 from sptseg_lib.settings import EvaluateSettings
 from sptseg_lib.splits import SPLITS, fewer_seen
 from sptseg_lib.study import FORMS, Form, run_key
@@ -64,10 +64,11 @@ def test_what_was_found_is_kept_until_something_else_is_asked(tmp_path):
 
 
 def test_growth_has_36_runs_beside_the_studies_own():
-    variants = growth_variants()
-    names = [variant.name for variant in variants]
-    keys = {run_key(variant.settings(FORMS["short"], seed)) for variant in variants for seed in range(3)}
-    assert names[:2] == list(METHODS) and len(set(names)) == 14 and len(keys) == 36 + 6
+    rows = variants()
+    names = [row.name for row in rows]
+    keys = {run_key(row.settings(FORMS["short"], seed)) for row in rows for seed in range(3)}
+    assert names[:3] == [row.name for row in variants(())] == list(METHODS)
+    assert len(set(names)) == 15 and len(keys) == 36 + 9
 
 
 def test_runs_are_compared_on_the_same_classes():
@@ -105,10 +106,10 @@ def test_all_of_it_is_measured_once_and_kept(tmp_path, monkeypatch):
     monkeypatch.setattr(robustness, "IMAGES", (2,))
     monkeypatch.setattr(robustness, "SEEN_CLASSES", (2,))
     where = {"cache": str(tmp_path / "cache"), "run_dir": str(tmp_path / "run"), "dataset": "", "split": "default"}
-    found = measure("tiny", [0], **where)
+    found = measure("tiny", [0], grown=["spt_seg"], **where)
     assert json.loads((tmp_path / "run" / "robustness_tiny.json").read_text()) == json.loads(json.dumps(found))
-    assert set(found["corrupted"]) == set(found["names"]) == {*METHODS, FLOOR} and len(found["variants"]) == 6
-    assert set(found["common"]) == {*METHODS, *(f"{method}, seen_classes=2" for method in METHODS)}
+    assert set(found["corrupted"]) == set(found["names"]) == {*METHODS, FLOOR} and len(found["variants"]) == 5
+    assert set(found["common"]) == {*METHODS, "spt_seg, seen_classes=2"}
     for method in METHODS:
         clean = found["variants"][method]["test"][0][str(found["gammas"][method])]
         corrupted, names = found["corrupted"][method][0], found["names"][method][0]
@@ -119,7 +120,7 @@ def test_all_of_it_is_measured_once_and_kept(tmp_path, monkeypatch):
     assert len(found["panels"]["rows"]) == len(QUANTILES)
     for part in ("score_corrupted", "score_names"):
         monkeypatch.setattr(robustness, part, None)
-    assert measure("tiny", [0], **where) == found
+    assert measure("tiny", [0], grown=["spt_seg"], **where) == found
 
 
 def test_an_unknown_form_is_refused(tmp_path):
