@@ -1,7 +1,8 @@
 """What a network costs on paper: parameters and multiply-adds, with and without Fourier transforms."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
@@ -48,20 +49,20 @@ _FFTS = {
 }
 
 
-def operation_counter() -> FlopCounterMode:
-    """torch's counter of operations, two to a multiply-add, that knows FFTs too."""
-    return FlopCounterMode(display=False, custom_mapping=_FFTS)
-
-
-def count_operations(run: Callable[[], object]) -> tuple[float, float]:
-    """Multiply-adds of whatever `run` computes: without FFTs, and with them.
+@contextmanager
+def counted() -> Iterator[FlopCounterMode]:
+    """torch's counter of operations, two to a multiply-add, that knows FFTs too.
 
     Convolutions, matrix products and attention are counted; norms, activations and other elementwise steps are not.
     """
-    # Which fused attention kernel a device takes, and whether the counter knows it, changes no count this way.
-    with operation_counter() as counter, sdpa_kernel(SDPBackend.MATH):
-        run()
-    counts = counter.get_flop_counts()["Global"]
+    # Plain attention: which fused kernel a device takes, and whether the counter knows it, then changes no count.
+    with FlopCounterMode(display=False, custom_mapping=_FFTS) as counter, sdpa_kernel(SDPBackend.MATH):
+        yield counter
+
+
+def multiply_adds(counter: FlopCounterMode) -> tuple[float, float]:
+    """What was counted, in multiply-adds: without FFTs, and with them."""
+    counts = counter.get_flop_counts().get("Global", {})
     ffts = sum(count for op, count in counts.items() if op in _FFTS)
     total = sum(counts.values())
     return (total - ffts) / 2, total / 2
@@ -70,7 +71,7 @@ def count_operations(run: Callable[[], object]) -> tuple[float, float]:
 def count_cost(module: nn.Module, *shapes: tuple[int, ...]) -> Cost:
     """Costs of one forward pass of inputs of these shapes, for instance `count_cost(model, (1, 3, 224, 224))`.
 
-    Runs on the meta device where the module lives there, so that no number is computed; counts as `count_operations`.
+    Runs on the meta device where the module lives there, so that no number is computed; counts as `counted` does.
     """
     device = next(module.parameters()).device
     values = 0
@@ -83,12 +84,12 @@ def count_cost(module: nn.Module, *shapes: tuple[int, ...]) -> Cost:
     was_training = module.training
     module.eval()
     try:
-        with torch.no_grad():
-            adds = count_operations(lambda: module(*(torch.zeros(shape, device=device) for shape in shapes)))
+        with torch.no_grad(), counted() as counter:
+            module(*(torch.zeros(shape, device=device) for shape in shapes))
     finally:
         module.train(was_training)
         for hook in hooks:
             hook.remove()
     numbers = [p.numel() for p in module.parameters()]
     trained = sum(p.numel() for p in module.parameters() if p.requires_grad)
-    return Cost(sum(numbers), trained, values, *adds)
+    return Cost(sum(numbers), trained, values, *multiply_adds(counter))
