@@ -2,15 +2,24 @@
 
 import os
 import platform
+import re
 import shutil
 import subprocess
 from importlib import metadata
+from pathlib import Path
+
+
+def _processor() -> str:
+    """The processor's name in brackets, where Linux tells it."""
+    told = Path("/proc/cpuinfo")
+    found = re.search(r"model name\s*: (.+)", told.read_text()) if told.is_file() else None
+    return f" ({found[1].strip()})" if found else ""
 
 
 def hardware() -> str:
-    """One line about this machine: cores, GPU, system, Python and torch, without importing torch."""
+    """One line about this machine: cores, their name, GPU, system, Python and torch, without importing torch."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    parts = [f"{cores} CPU cores", f"{platform.system()} {platform.machine()}", f"Python {platform.python_version()}"]
+    parts = [f"{cores} CPU cores{_processor()}", f"{platform.system()} {platform.machine()}", f"Python {platform.python_version()}"]
     if shutil.which("nvidia-smi"):
         asked = subprocess.run(
             ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"], capture_output=True, text=True
