@@ -19,7 +19,8 @@ def _processor() -> str:
 def hardware() -> str:
     """One line about this machine: cores, their name, GPU, system, Python and torch, without importing torch."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    parts = [f"{cores} CPU cores{_processor()}", f"{platform.system()} {platform.machine()}", f"Python {platform.python_version()}"]
+    system = f"{platform.system()} {platform.machine()}"
+    parts = [f"{cores} CPU cores{_processor()}", system, f"Python {platform.python_version()}"]
     if shutil.which("nvidia-smi"):
         asked = subprocess.run(
             ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"], capture_output=True, text=True
