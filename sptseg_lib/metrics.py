@@ -1,5 +1,7 @@
 """Scores of generalised zero-shot segmentation, all from one confusion matrix over the whole test set."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torchmetrics.functional.classification import multiclass_confusion_matrix
@@ -34,6 +36,25 @@ def class_iou(confusion_KK: Tensor) -> Tensor:
 def harmonic_mean(a: float, b: float) -> float:
     """hIoU = 2ab / (a + b)    [SPT-SEG, eq. 11]; 0 where both are 0."""
     return 2 * a * b / (a + b) if a + b > 0 else 0.0
+
+
+def trade_off_area(seen: Sequence[float], unseen: Sequence[float]) -> float:
+    """The area that a seen-unseen curve dominates: mIoU(S) and mIoU(U) in per cent at every shift -> per cent.
+
+    A point (u, s) of the square is dominated where some shift reaches at least u and at least s: 100 is a method with
+    100 % of both at one shift. After the area under the seen-unseen curve of Chao et al. 2016, which joins the points
+    by lines; IoUs, unlike accuracies, both fall when a shift goes too far, and those lines would cross.
+    Raises: ValueError for lists of different length, or for none.
+    """
+    if len(seen) != len(unseen) or not len(seen):
+        raise ValueError(
+            f"{len(seen)} scores of seen and {len(unseen)} of unseen classes make no curve; give one pair a shift."
+        )
+    area, lowest = 0.0, 0.0
+    for s, u in sorted(zip(seen, unseen), reverse=True):  # from the highest seen score down, in strips of new width
+        area += s * max(0.0, u - lowest)
+        lowest = max(lowest, u)
+    return area / 100
 
 
 def scores(confusion_KK: Tensor, split: Split) -> dict:

@@ -31,7 +31,7 @@ class TwoStageSettings(Settings):
     proposals: Literal["spectral", "superpixels"] = Field(
         "spectral", description="regions by eigenvectors of the patch graph, or by colour and place (SLIC)"
     )
-    regions: int = Field(3, ge=2, description="regions an image; SLIC may give a few less or more")
+    regions: int = Field(3, ge=2, description="regions an image; SLIC starts with so many and merges small ones")
     colour_weight: float = Field(10.0, ge=0, description="λ of colours in the patch graph of spectral regions")
     crop: Literal["masked", "box"] = Field(
         "masked", description="what CLIP sees of a region: its pixels alone on the mean colour, or all in its box"
@@ -83,7 +83,7 @@ def region_crops(
 
     crop_R3ss = cut(image_B3HW, image_R)
     if masked:
-        crop_R3ss = crop_R3ss * cut(mask_RHW[:, None].to(image_B3HW), torch.arange(len(image_R)))
+        crop_R3ss = crop_R3ss * cut(mask_RHW[:, None].to(image_B3HW), torch.arange(len(image_R), device=image_R.device))
     return crop_R3ss, image_R, id_R
 
 
