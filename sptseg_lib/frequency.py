@@ -148,6 +148,36 @@ def transfer_function(
     return Transfer(torch.cat([torch.zeros(1), centres]), gain_kk)
 
 
+@torch.no_grad()
+def transfers_inside(
+    model: Callable, layers: dict[str, nn.Module], *inputs: Tensor, bins: int = 8, seed: int = 0
+) -> dict[str, Transfer]:
+    """Transfer functions of layers on grids (B, h, w, C), each at what it gets in `model(*inputs)`.
+
+    Whatever else a layer gets is held still. Raises: ValueError for layers that the model does not call.
+    """
+    given: dict[str, tuple] = {}
+    hooks = [
+        layer.register_forward_pre_hook(lambda _, got, name=name: given.update({name: got}))
+        for name, layer in layers.items()
+    ]
+    try:
+        model(*inputs)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if missing := layers.keys() - given.keys():
+        raise ValueError(
+            f"The model does not call {', '.join(sorted(missing))}: there is no input to measure at. Name layers "
+            "of its own."
+        )
+
+    def measured(layer: nn.Module, x_BhwC: Tensor, *rest) -> Transfer:
+        return transfer_function(on_grid(lambda x: layer(x, *rest)), x_BhwC.permute(0, 3, 1, 2), bins, seed=seed)
+
+    return {name: measured(layer, *given[name]) for name, layer in layers.items()}
+
+
 @contextmanager
 def recorded(layers: dict[str, nn.Module]) -> Iterator[dict[str, tuple[Tensor, Tensor]]]:
     """Inputs and results of named layers during the forward passes inside: {name: (before, after)}, detached.

@@ -17,6 +17,7 @@ from sptseg_lib.frequency import (
     recorded,
     relative_log_amplitude,
     transfer_function,
+    transfers_inside,
 )
 from sptseg_lib.mixers.pooling import SpectralPoolingFilter
 from sptseg_lib.spectral.bands import radial_frequency
@@ -134,6 +135,28 @@ def test_tokens_and_grids_as_maps():
     with_class = lambda t: torch.cat([t[:, :1] * 0, t * 2], dim=1)  # noqa: E731
     assert_close(on_tokens(with_class, first=1)(x), 2 * x)
     assert_close(on_grid(lambda grid_BhwC: grid_BhwC[..., :1].expand(-1, -1, -1, 5))(x), x[:, :1].expand_as(x))
+
+
+def test_layers_inside_a_model_are_measured_at_what_they_get():
+    class Gate(nn.Module):
+        def forward(self, x_BhwC, weight_BC):
+            return x_BhwC.square() * weight_BC[:, None, None]
+
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.gate, self.unused = Gate(), Gate()
+
+        def forward(self, x_BhwC):
+            return self.gate(x_BhwC + 1.5, torch.full((1, 2), 2.0))
+
+    model = Model()
+    x = 0.01 * torch.randn(1, 8, 8, 2)
+    found = transfers_inside(model, {"gate": model.gate}, x, bins=4)
+    assert_close(found["gate"].kept, torch.full((5,), 6.0), atol=0.2, rtol=0)  # 2 x · weight, at x = 1.5
+    assert not model.gate._forward_pre_hooks
+    with pytest.raises(ValueError, match="does not call unused"):
+        transfers_inside(model, {"unused": model.unused}, x)
 
 
 def test_layers_are_recorded_and_released():

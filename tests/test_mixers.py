@@ -182,6 +182,14 @@ def test_global_filter_is_a_circular_convolution_on_any_grid():
         assert_close(gate(x), expected.to(x.dtype), atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("make", [lambda: GlobalFilter((4, 6), 6), lambda: SPAM(6), lambda: HiLo(6, 2)])
+def test_mixers_may_be_stored_channels_last(make):
+    mixer, x = make(), torch.randn(2, 6, 4, 6)
+    expected = mixer(x)
+    mixer = mixer.to(memory_format=torch.channels_last)
+    assert_close(mixer(x.contiguous(memory_format=torch.channels_last)), expected, atol=1e-5, rtol=1e-4)
+
+
 def test_self_attention_by_hand():
     mixer = SelfAttention(6, heads=2).double()
     x = torch.randn(1, 6, 2, 3, dtype=torch.float64)

@@ -40,7 +40,7 @@ class SpectralPrompt(nn.Module):
         self.weight_hfD2 = nn.Parameter(torch.randn(grid[0], grid[1] // 2 + 1, width, 2) * std)
 
     def forward(self, patches_BhwD: Tensor, cls_BD: Tensor) -> Tensor:
-        weight_hfD = torch.view_as_complex(self.weight_hfD2)
+        weight_hfD = torch.view_as_complex(self.weight_hfD2.contiguous())  # a channels_last model reorders it
         if patches_BhwD.shape[-1] != weight_hfD.shape[-1]:
             raise ValueError(
                 f"Patches are {patches_BhwD.shape[-1]} wide and the spectral filter {weight_hfD.shape[-1]}; they could "
