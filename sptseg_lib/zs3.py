@@ -41,6 +41,11 @@ class Patches(NamedTuple):
     first_S: Tensor
     count_S: Tensor
 
+    @property
+    def present_C(self) -> Tensor:
+        """The seen classes that have patches, as places among all seen ones."""
+        return self.count_S.nonzero()[:, 0]
+
     def draw(self, class_C: Tensor, n: int) -> Tensor:
         """n random patches of each of these classes, with replacement: (C,) -> (C, n, E)."""
         share_Cn = torch.rand(len(class_C), n, device=class_C.device)
@@ -54,7 +59,7 @@ def seen_patches(encode: Encode, batches: Iterable, classes: int, settings: Zs3S
 
     batches: (image_B3HW, label_BHW, ...) as the inductive setting gives them: seen classes from 0 to `classes` − 1,
     and 255 for all other pixels, of which no patch is kept.
-    Raises: ValueError where a class has no such patch, or a label is another than those.
+    Raises: ValueError where there is no such patch at all, or a label is another than those.
     """
     features, labels, pictures = [], [], 0
     for image_B3HW, label_BHW, *_ in batches:
@@ -70,17 +75,17 @@ def seen_patches(encode: Encode, batches: Iterable, classes: int, settings: Zs3S
         if pictures >= settings.pictures:
             break
     label_R = torch.cat(labels)
-    if len(label_R) and int(label_R.max()) >= classes:
+    if not len(label_R):
+        raise ValueError(
+            f"No patch of {pictures} pictures lies within one seen class. There would be nothing to learn from; look "
+            "at more or larger pictures."
+        )
+    if int(label_R.max()) >= classes:
         raise ValueError(
             f"A patch is labelled {int(label_R.max())} and there are {classes} seen classes. Labels of unseen classes "
             "would reach training; give masks as splits.hide_unseen leaves them."
         )
     count_S = torch.bincount(label_R, minlength=classes)
-    if not count_S.all():
-        raise ValueError(
-            f"{int((count_S == 0).sum())} of {classes} seen classes have no patch of their own in {pictures} pictures. "
-            "The generator could not learn what they look like; look at more pictures."
-        )
     return Patches(torch.cat(features)[label_R.argsort(stable=True)], count_S.cumsum(0) - count_S, count_S)
 
 
@@ -121,13 +126,13 @@ def train_generator(patches: Patches, seen_text_SE: Tensor, settings: Zs3Setting
     """The GMMN: made and real patches of every seen class become alike in distribution. No unseen class takes part."""
     generator = Generator(seen_text_SE.shape[1], settings).to(seen_text_SE.device)
     optimiser = torch.optim.Adam(generator.parameters(), lr=settings.generator_rate)
-    class_S = torch.arange(len(seen_text_SE), device=seen_text_SE.device)
-    pair_2SnE = torch.stack([patches.draw(class_S, settings.drawn) for _ in range(2)])
-    usual = (pair_2SnE[0] - pair_2SnE[1]).square().sum(-1).mean().sqrt()
+    class_C = patches.present_C
+    pair_2CnE = torch.stack([patches.draw(class_C, settings.drawn) for _ in range(2)])
+    usual = (pair_2CnE[0] - pair_2CnE[1]).square().sum(-1).mean().sqrt()
     bandwidths = usual * torch.tensor(settings.bandwidths, device=usual.device)
     for _ in range(settings.generator_steps):
-        made_SnE = generator(seen_text_SE, settings.drawn)
-        loss = mmd(patches.draw(class_S, settings.drawn), made_SnE, bandwidths).mean()
+        made_CnE = generator(seen_text_SE[class_C], settings.drawn)
+        loss = mmd(patches.draw(class_C, settings.drawn), made_CnE, bandwidths).mean()
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
@@ -137,18 +142,18 @@ def train_generator(patches: Patches, seen_text_SE: Tensor, settings: Zs3Setting
 def train_classifier(
     generator: Generator, patches: Patches, class_text_KE: Tensor, split: Split, settings: Zs3Settings
 ) -> nn.Linear:
-    """A linear classifier of all classes, from real patches of seen ones and made ones of unseen ones."""
+    """A linear classifier of all classes, from real patches where there are any, made ones of all other classes."""
     K, E = class_text_KE.shape
-    seen_S, unseen_U = (torch.tensor(ids, device=class_text_KE.device) for ids in (split.seen_ids, split.unseen_ids))
-    class_S = torch.arange(len(seen_S), device=class_text_KE.device)
+    real_C = torch.tensor(split.seen_ids, device=class_text_KE.device)[patches.present_C]
+    made_U = torch.tensor([k for k in range(K) if k not in real_C.tolist()], device=class_text_KE.device)
     classifier = nn.Linear(E, K).to(class_text_KE.device)
     optimiser = torch.optim.Adam(classifier.parameters(), lr=settings.classifier_rate)
-    target_Kn = torch.cat([seen_S, unseen_U])[:, None].expand(-1, settings.drawn)
+    target_Kn = torch.cat([real_C, made_U])[:, None].expand(-1, settings.drawn)
     for _ in range(settings.classifier_steps):
         with torch.no_grad():
-            real_SnE = patches.draw(class_S, settings.drawn)
-            made_UnE = generator(class_text_KE[unseen_U], settings.drawn)
-        logits_RK = classifier(torch.cat([real_SnE, made_UnE]).flatten(0, 1))
+            real_CnE = patches.draw(patches.present_C, settings.drawn)
+            made_UnE = generator(class_text_KE[made_U], settings.drawn)
+        logits_RK = classifier(torch.cat([real_CnE, made_UnE]).flatten(0, 1))
         loss = F.cross_entropy(logits_RK, target_Kn.flatten())
         optimiser.zero_grad()
         loss.backward()

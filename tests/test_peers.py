@@ -16,7 +16,6 @@ from sptseg_lib.scenes.voc_layout import write_voc
 from sptseg_lib.study import FORMS, run_key
 
 ZS3 = peer("ZS3")._replace(options={"pictures": 8, "generator_steps": 2, "classifier_steps": 2, "drawn": 2})
-LONGER = TINY._replace(train={**TINY.train, "iterations": 8})  # for patches of every class
 
 
 def test_published_scores_agree_with_themselves():
@@ -59,7 +58,7 @@ def test_area_of_a_trade_off_is_that_of_a_slow_count():
 @pytest.mark.slow
 def test_every_peer_runs_and_is_measured_once(tmp_path, monkeypatch):
     rows = [ZS3 if row.name == "ZS3" else row for row in PEERS]
-    found, curves = measure_peers(rows, [0, 1], LONGER, tmp_path, workers=1)
+    found, curves = measure_peers(rows, [0, 1], TINY, tmp_path, workers=1)
     assert list(found) == [row.name for row in PEERS if row.measured]
     for row in rows:
         if row.measured:
@@ -68,7 +67,7 @@ def test_every_peer_runs_and_is_measured_once(tmp_path, monkeypatch):
                 assert all(0 <= card["pAcc"] <= 100 for card in run["test"].values())
     assert set(curves) == {row.name for row in PEERS if row.curve}
     monkeypatch.setattr(peer_study, "build_predictor", None)
-    again = measure_peers(rows, [0, 1], LONGER, tmp_path, workers=1)
+    again = measure_peers(rows, [0, 1], TINY, tmp_path, workers=1)
     assert json.dumps(again) == json.dumps((found, curves))
 
 

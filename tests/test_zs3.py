@@ -88,6 +88,15 @@ def test_no_unseen_label_reaches_training():
     assert int(found.count_S.sum()) == len(found.feature_RE) == 8 * 8  # two quarters of each picture, of four patches
 
 
+def test_a_seen_class_without_a_patch_is_imagined_too():
+    image_B3HW, label_BHW = pictures()[0]
+    one = [(image_B3HW, label_BHW.where(label_BHW == 0, 255))]
+    found = seen_patches(encode, one, 2, QUICK)
+    assert found.present_C.tolist() == [0] and found.count_S.tolist() == [8 * 4, 0]
+    text_KE = F.normalize(torch.randn(4, 8), dim=-1)
+    assert fit_zs3(encode, one, text_KE, SPLIT, QUICK, seed=0).weight.isfinite().all()
+
+
 def test_masks_that_still_show_unseen_classes_are_refused():
     image_B3HW, _ = pictures()[0]
     with pytest.raises(ValueError, match="hide_unseen"):
@@ -127,8 +136,9 @@ def test_what_cannot_be_learned_is_refused():
     text_KE = F.normalize(torch.randn(4, 8), dim=-1)
     with pytest.raises(ValueError, match="no unseen class"):
         fit_zs3(encode, pictures(), text_KE, make_split("all", SPLIT.classes, ()), QUICK, seed=0)
-    with pytest.raises(ValueError, match="look at more pictures"):
-        seen_patches(encode, pictures(), 5, QUICK)
+    image_B3HW, label_BHW = pictures()[0]
+    with pytest.raises(ValueError, match="nothing to learn from"):
+        seen_patches(encode, [(image_B3HW, torch.full_like(label_BHW, 255))], 2, QUICK)
     for wrong in ({"drawn": 1}, {"bandwidths": ()}, {"generator_rate": 0.0}, {"epochs": 3}):
         with pytest.raises(ValidationError):
             Zs3Settings(**wrong)
