@@ -1,38 +1,43 @@
 """Split against balanced frequencies: SPT-SEG's decoder, the same with a shortcut, and the one with SPANet's mixer.
 
-    python data_scripts/compare_decoders.py --budget 60
+    python data_scripts/compare_decoders.py --form short
 
-Trains `spt_seg`, `spt_shortcut` and `spt_balanced` alike on ShapeScenes, seeds outermost, then scores all finished
-runs on held-out scenes and writes scores and cost to the results file. Training goes on where it was stopped when
-the command is given again; the settings are those of 05_train unless given.
+A study of `spt_seg`, `spt_shortcut` and `spt_balanced`: trained alike on ShapeScenes with several seeds, γ of each
+chosen on validation scenes. Runs that are under --root already are not trained again. Scores, what the decoders cost
+and the transfer functions of prompts and decoder branches, before and after training, go to the results file.
 """
 
 import argparse
-import json
-import time
 from pathlib import Path
 
 import torch
+from torch import nn
 
-from sptseg_lib.checkpoint import WEIGHTS
+from sptseg_lib.checkpoint import load_segmenter
 from sptseg_lib.clip.load import load_clip
+from sptseg_lib.clip.text import class_text
 from sptseg_lib.cost.count import count_cost
-from sptseg_lib.evaluate import evaluate
-from sptseg_lib.model import build_segmenter
-from sptseg_lib.settings import EvaluateSettings, TrainSettings, project_root
-from sptseg_lib.train import fit
+from sptseg_lib.data import VALIDATION_SEED
+from sptseg_lib.decoder import Shortcut
+from sptseg_lib.frequency import transfers_inside
+from sptseg_lib.model import Segmenter, build_segmenter
+from sptseg_lib.results import write_results
+from sptseg_lib.scenes.atlas import CLASSES
+from sptseg_lib.scenes.render import SceneSettings, render_scenes
+from sptseg_lib.settings import TrainSettings, project_root
+from sptseg_lib.spectral.hilo import FrequencyAttention
+from sptseg_lib.study import FORMS, Variant, run_study
 
 RESULTS = Path(__file__).resolve().parents[1] / "notebooks" / "results" / "balanced_decoder.json"
-METHODS = ("spt_seg", "spt_shortcut", "spt_balanced")
-SCORES = ("mIoU_seen", "mIoU_unseen", "hIoU")
+VARIANTS = [Variant(method, {"method": method}) for method in ("spt_seg", "spt_shortcut", "spt_balanced")]
+BINS = 8
 
 
-def decoder_cost(method: str) -> dict:
-    """Parameters and multiply-adds of a preset's decoder, for one image and 16 classes."""
-    settings = TrainSettings(method=method).model()
-    segmenter = build_segmenter(settings, load_clip())
-    joint, grid, classes = segmenter.encoder.backbone.joint, settings.grid, 16
-    cost = count_cost(segmenter.decoder, (1, grid, grid, joint), (1, joint), (classes, joint))
+def decoder_cost(settings: TrainSettings) -> dict:
+    """Parameters and multiply-adds of a method's decoder, for one image."""
+    segmenter = build_segmenter(settings.model(), load_clip())
+    joint, grid = segmenter.encoder.backbone.joint, settings.model().grid
+    cost = count_cost(segmenter.decoder, (1, grid, grid, joint), (1, joint), (len(CLASSES), joint))
     return {
         "trained_parameters": sum(p.numel() for p in segmenter.trainable().values()),
         "decoder_parameters": cost.parameters,
@@ -41,42 +46,56 @@ def decoder_cost(method: str) -> dict:
     }
 
 
+def spectral_parts(segmenter: Segmenter) -> dict[str, nn.Module]:
+    """The parts of a segmenter that mix patches by frequency, by name."""
+    parts = {f"prompt {i}": prompt for i, prompt in enumerate(segmenter.encoder.spectral, 1)}
+    for layer, attention in enumerate(segmenter.decoder.attentions, 1):
+        whole = attention.frequencies
+        branch = whole.branch if isinstance(whole, Shortcut) else whole
+        parts[f"decoder {layer}"] = whole
+        if isinstance(branch, FrequencyAttention):
+            parts |= {f"decoder {layer} high heads": branch.high, f"decoder {layer} low heads": branch.low}
+        else:
+            parts[f"decoder {layer} SPAM"] = branch
+    return parts
+
+
+def gains(segmenter: Segmenter, size: int, images: int) -> dict[str, list]:
+    """Gain of each part at zero frequency and in each bin, on validation scenes; None: the grid has no such wave."""
+    image_B3HW = render_scenes(torch.arange(images), SceneSettings(size=size), VALIDATION_SEED).image_B3HW
+    text_KE = class_text(load_clip(), CLASSES)
+    found = transfers_inside(segmenter.eval(), spectral_parts(segmenter), image_B3HW, text_KE, bins=BINS)
+    return {
+        name: [None if gain.isnan() else float(f"{gain:.3g}") for gain in transfer.kept]
+        for name, transfer in found.items()
+    }
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--budget", type=float, default=60, help="minutes after which no further training is begun")
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--form", choices=list(FORMS), default="short")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--iterations", type=int, default=TrainSettings().iterations)
-    parser.add_argument("--batch", type=int, default=TrainSettings().batch)
-    parser.add_argument("--scenes", type=int, default=500, help="held-out scenes to score")
-    parser.add_argument("--run-dir", default="runs/decoders")
+    parser.add_argument("--images", type=int, default=8, help="scenes that layers are measured on")
+    parser.add_argument("--workers", type=int, default=0, help="runs at once; 0: as many as fit")
+    parser.add_argument("--root", type=Path, default=project_root() / "runs" / "study")
     parser.add_argument("--results", type=Path, default=RESULTS)
     options = parser.parse_args(arguments)
-    torch.set_num_threads(options.threads)
-    begun = time.monotonic()
-    for seed in range(options.seeds):
-        for method in METHODS:
-            settings = TrainSettings(
-                method=method, seed=seed, iterations=options.iterations, batch=options.batch, run_dir=options.run_dir
+    form, seeds = FORMS[options.form], range(options.seeds)
+    study = run_study(VARIANTS, list(seeds), form, options.root, options.workers)
+    cost, measured = {}, {}
+    for variant in VARIANTS:
+        cost[variant.name] = decoder_cost(variant.settings(form, 0))
+        measured[variant.name] = []
+        for seed, run in zip(seeds, study[variant.name]):
+            settings = variant.settings(form, seed)
+            torch.manual_seed(seed)
+            fresh = build_segmenter(settings.model(), load_clip())
+            (folder,) = (options.root / run["key"] / "train").iterdir()
+            states = {"untrained": fresh, "trained": load_segmenter(folder)[0]}
+            measured[variant.name].append(
+                {state: gains(segmenter, settings.size, options.images) for state, segmenter in states.items()}
             )
-            finished = (settings.folder / "train" / settings.name / WEIGHTS).is_file()
-            if not finished and time.monotonic() - begun > 60 * options.budget:
-                print("The budget is used up; the same command goes on from here.")
-                break
-            fit(settings, progress=False)
-            print(f"{method}, seed {seed}: trained", flush=True)
-    if not list((project_root() / options.run_dir).glob(f"train/*/{WEIGHTS}")):
-        print("No run is finished; nothing to score.")
-        return 0
-    found = evaluate(EvaluateSettings(run_dir=options.run_dir, scenes=options.scenes))["runs"]
-    kept = ("method", "seed", "gamma", "pAcc", *SCORES)
-    runs = [{name: run[name] for name in kept} for run in found if run["reported"] and run["method"] in METHODS]
-    result = {
-        "iterations": options.iterations, "batch": options.batch, "scenes": options.scenes,
-        "cost": {method: decoder_cost(method) for method in METHODS}, "runs": runs,
-    }  # fmt: skip
-    options.results.parent.mkdir(parents=True, exist_ok=True)
-    options.results.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    write_results(options.results, study, options.form, bins=BINS, cost=cost, gains=measured)
     return 0
 
 

@@ -25,7 +25,7 @@ def test_mixers_are_trained_once_each_and_the_file_grows_run_by_run(trainer, tmp
     assert [run["mixer"] for run in runs] == ["pool", "spam"]
     assert runs[0]["parameters"] == pytest.approx(runs[1]["parameters"], rel=0.005)
     for run in runs:
-        assert 0 <= run["test"] <= 100 and run["loss"] > 0 and list(run["trained"]) == ["1.1", "1.2", "2.1", "2.2"]
+        assert 0 <= run["test"] <= 100 and run["loss"] > 0 and list(run["trained"]) == ["1.1", "2.1"]
         assert run["trained"] != run["untrained"] and len(run["trained"]["1.1"]["kept"]) == 1 + trainer.BINS
     assert trainer.main(small) == 0
     assert path.read_text() == first, "finished runs were repeated"
@@ -36,8 +36,29 @@ def test_classification_and_learned_filters(trainer):
         "learned", "start", "classification", "spam", {"low_weights": (0.5, 0.6), "learned": True}, 1, 2, 2
     )
     result = trainer.train(run, held_out=6)
-    assert len(result["found"]) == 4 * 2 and 0 < result["found"][0]["low_weight"] < 1
-    assert trainer.train(run, held_out=6)["trained"] == result["trained"], "the seed does not reach everything"
+    assert len(result["found"]) == 2 * 2 and 0 < result["found"][0]["low_weight"] < 1
+    again = trainer.train(run, held_out=6)
+    assert again | {"cpu_seconds": 0} == result | {"cpu_seconds": 0}, "the seed does not reach everything"
+
+
+def test_filters_norms_and_scales_are_not_drawn_to_zero(trainer):
+    options = {"learned": True, "scale": "res", "low_weights": (0.5,)}
+    run = trainer.Run("learned", "start", "segmentation", "spam", options, 0, 1, 2)
+    model = trainer.build(run)
+    decayed, kept = trainer.optimiser_of(model, 1e-2).param_groups
+    names = {id(p): name for name, p in model.named_parameters()}
+    assert decayed["weight_decay"] > 0 == kept["weight_decay"]
+    assert all(names[id(p)].endswith("weight") for p in decayed["params"])
+    endings = {names[id(p)].rsplit(".", 1)[-1] for p in kept["params"]}
+    assert endings == {"logit", "log_radius", "scale_C11", "bias", "weight"}
+
+
+def test_hilo_is_measured_branch_by_branch(trainer):
+    model = trainer.build(trainer.Run("mixers", "mixer", "classification", "hilo", {}, 0, 1, 2)).eval()
+    found = trainer.spectra(model, trainer.scenes(0, 2, 0)[0])
+    low, high = found["1.1"]["low heads"], found["1.1"]["high heads"]
+    assert low[0] > 5 * low[4]  # queries hardly differ: nearly one mean for all
+    assert high[1] > 3 * low[1]
 
 
 def test_every_planned_run_can_be_built():
@@ -52,15 +73,18 @@ def test_every_planned_run_can_be_built():
 def test_decoders_are_compared(tmp_path):
     module = load_script("compare_decoders")
     path = tmp_path / "decoders.json"
-    small = ["--iterations", "1", "--batch", "2", "--scenes", "2", "--seeds", "1", "--results", str(path)]
-    assert module.main([*small, "--run-dir", str(tmp_path / "runs")]) == 0
+    small = ["--form", "smoke", "--seeds", "1", "--images", "2", "--workers", "1", "--root", str(tmp_path)]
+    assert module.main([*small, "--results", str(path)]) == 0
     found = json.loads(path.read_text())
-    assert sorted(run["method"] for run in found["runs"]) == sorted(module.METHODS)
-    assert found["cost"]["spt_balanced"]["decoder_parameters"] > 0
-    assert (
-        found["cost"]["spt_balanced"]["decoder_multiply_adds_with_ffts"]
-        > (found["cost"]["spt_balanced"]["decoder_multiply_adds"])
-    )
+    methods = ["spt_seg", "spt_shortcut", "spt_balanced"]
+    assert list(found["variants"]) == list(found["cost"]) == list(found["gains"]) == methods
+    cost = found["cost"]["spt_balanced"]
+    assert cost["decoder_multiply_adds_with_ffts"] > cost["decoder_multiply_adds"] > 0
+    (gains,) = found["gains"]["spt_balanced"]
+    assert gains["trained"] != gains["untrained"] and len(gains["trained"]["decoder 1 SPAM"]) == 1 + module.BINS
+    (heads,) = found["gains"]["spt_shortcut"]
+    # The shortcut keeps what the heads do not pass.
+    assert heads["untrained"]["decoder 1 low heads"][6] < 0.1 < 0.9 < heads["untrained"]["decoder 1"][6]
 
 
 def test_benchmark_prints_a_row_for_each_mixer(capsys):
