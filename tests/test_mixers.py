@@ -68,6 +68,28 @@ def test_half_precision_passes_in_float32(dtype):
         assert torch.isfinite(mixer(torch.randn(1, 6, 8, 7))).all()
 
 
+MIXERS = {
+    "spam": lambda: SPAM(6, radius=1),
+    "learned": lambda: SPAM(6, radius=1, learned=True),
+    "gate": lambda: GlobalFilter((4, 7), 6, std=0.5),
+    "hilo": lambda: HiLo(6, 2),
+    "attention": lambda: SelfAttention(6, 2),
+    "conv": lambda: SeparableConvolution(6),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("name", MIXERS)
+def test_mixers_may_be_stored_in_half_precision(name, dtype):
+    mixer = MIXERS[name]()
+    for grid in ((4, 7), (9, 4)):
+        x = torch.randn(2, 6, *grid)
+        expected = mixer.float()(x)
+        out = mixer.to(dtype)(x.to(dtype))
+        assert out.dtype == dtype and out.shape == x.shape
+        assert_close(out.float(), expected, atol=0.05, rtol=0.05)
+
+
 def test_learned_filter_starts_near_the_fixed_one_and_learns_both_numbers():
     x = torch.randn(2, 3, 9, 12)
     learned, fixed = SpectralPoolingFilter(2, 0.8, learned=True), SpectralPoolingFilter(2, 0.8)

@@ -40,7 +40,9 @@ class SpectralPrompt(nn.Module):
         self.weight_hfD2 = nn.Parameter(torch.randn(grid[0], grid[1] // 2 + 1, width, 2) * std)
 
     def forward(self, patches_BhwD: Tensor, cls_BD: Tensor) -> Tensor:
-        weight_hfD = torch.view_as_complex(self.weight_hfD2.contiguous())  # a channels_last model reorders it
+        # A model may be stored in half precision, of which FFTs know little, or channels_last, which reorders a weight.
+        at_least_float = torch.promote_types(self.weight_hfD2.dtype, torch.float32)
+        weight_hfD = torch.view_as_complex(self.weight_hfD2.to(at_least_float).contiguous())
         if patches_BhwD.shape[-1] != weight_hfD.shape[-1]:
             raise ValueError(
                 f"Patches are {patches_BhwD.shape[-1]} wide and the spectral filter {weight_hfD.shape[-1]}; they could "
