@@ -6,11 +6,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from .clip.backbone import VisionBackbone
 from .clip.dense import dense_clip
 from .clip.load import Clip, load_clip
 from .clip.text import class_text
@@ -24,8 +22,9 @@ from .results import write_results
 from .settings import TrainSettings, one_of, project_root
 from .study import FORMS, Form, run_key, run_predictor, run_study, score_once, score_predictor, scorers
 from .two_stage import TwoStage, TwoStageSettings
-from .zs3 import Zs3, Zs3Settings, fit_zs3
+from .zs3 import Zs3, Zs3Settings, clip_patches, fit_zs3
 
+OPTIONS = {"zs3": Zs3Settings, "two_stage": TwoStageSettings}  # what a builder's options are checked by
 # Shifts of the seen-unseen curve: beyond ±1 one kind of class is left. Close at both ends, where softmax decides.
 _HALF = (0.02, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.999, 1.001)
 CURVE = [*(-g for g in reversed(_HALF)), 0.0, *_HALF]
@@ -42,15 +41,7 @@ def _folder(row: Peer, settings: TrainSettings, root: Path) -> Path:
 def _zs3(clip: Clip, text_KE: Tensor, settings: TrainSettings, form: Form, folder: Path, options: dict) -> Zs3:
     """Trained if that is not done yet, on what a run with these settings would be trained on."""
     split, _ = scorers(settings, form)
-    backbone = VisionBackbone(clip.model.visual).to(text_KE.device).eval()
-    mean_311, std_311 = (torch.tensor(x, device=text_KE.device).view(3, 1, 1) for x in (clip.mean, clip.std))
-
-    @torch.no_grad()
-    def encode(image_B3HW: Tensor) -> Tensor:
-        h, w = (side // backbone.patch for side in image_B3HW.shape[-2:])
-        joint_BNE = backbone((image_B3HW.to(mean_311.device) - mean_311) / std_311)
-        return F.normalize(joint_BNE[:, 1:].float(), dim=-1).unflatten(1, (h, w))
-
+    encode = clip_patches(clip, text_KE.device)
     path = folder / "zs3.safetensors"
     classifier = nn.Linear(*text_KE.T.shape).to(text_KE.device)
     if path.is_file():
@@ -96,7 +87,9 @@ def build_predictor(row: Peer, settings: TrainSettings, form: Form, root: Path, 
 
 def _wanted(row: Peer, settings: TrainSettings, form: Form) -> dict:
     told = {"dataset": settings.dataset, "split": settings.split, "size": settings.size, "seed": settings.seed}
-    return told | {"peer": row.name, "options": row.options, "form": form._asdict()}
+    kind = OPTIONS.get(row.build)
+    options = kind(**row.options).model_dump(mode="json") if kind else row.options
+    return told | {"build": row.build, "options": options, "form": form._asdict()}
 
 
 def trade_off(row: Peer, settings: TrainSettings, form: Form, root: Path) -> dict:

@@ -12,10 +12,26 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
+from .clip.backbone import VisionBackbone
+from .clip.load import Clip
 from .settings import Settings
 from .splits import Split
 
 Encode = Callable[[Tensor], Tensor]  # images (B, 3, H, W) in [0, 1] -> patches (B, h, w, E) of unit length
+
+
+def clip_patches(clip: Clip, device: torch.device | str = "cpu") -> Encode:
+    """CLIP's patch tokens as its last layer leaves them, for images whose sides are multiples of the patch."""
+    backbone = VisionBackbone(clip.model.visual).to(device).eval()
+    mean_311, std_311 = (torch.tensor(x, device=device).view(3, 1, 1) for x in (clip.mean, clip.std))
+
+    @torch.no_grad()
+    def encode(image_B3HW: Tensor) -> Tensor:
+        h, w = (side // backbone.patch for side in image_B3HW.shape[-2:])
+        joint_BNE = backbone((image_B3HW.to(device) - mean_311) / std_311)
+        return F.normalize(joint_BNE[:, 1:].float(), dim=-1).unflatten(1, (h, w))
+
+    return encode
 
 
 class Zs3Settings(Settings):
@@ -64,11 +80,12 @@ def seen_patches(encode: Encode, batches: Iterable, classes: int, settings: Zs3S
     features, labels, pictures = [], [], 0
     for image_B3HW, label_BHW, *_ in batches:
         feature_BhwE = encode(image_B3HW)
+        label_BHW = label_BHW.to(feature_BhwE.device)
         h, w = feature_BhwE.shape[1:3]
         cell_BhwP = label_BHW.unflatten(2, (w, -1)).unflatten(1, (h, -1)).transpose(2, 3).flatten(3)
         low_R, high_R = cell_BhwP.amin(-1).flatten(), cell_BhwP.amax(-1).flatten()
         kept_R = ((low_R == high_R) & (high_R != 255)).nonzero()[:, 0]
-        kept_R = kept_R[torch.randperm(len(kept_R))[: settings.patches * len(image_B3HW)]]
+        kept_R = kept_R[torch.randperm(len(kept_R), device=kept_R.device)[: settings.patches * len(image_B3HW)]]
         features.append(feature_BhwE.flatten(0, 2)[kept_R])
         labels.append(low_R[kept_R])
         pictures += len(image_B3HW)
