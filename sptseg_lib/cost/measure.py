@@ -74,7 +74,7 @@ def count_method(method: Method, setup: Setup) -> dict:
         shapes = (1, 3, setup.size, setup.size), tuple(class_texts(setup).shape)
         with weightless(method.network) as network:
             adds = count_cost(network, *shapes)[-2:]
-    found["multiply_adds"], found["multiply_adds_with_ffts"] = adds
+    found["multiply_adds"], found["multiply_adds_with_ffts"] = (round(x) for x in adds)
     if method.segmenter is not None and method.segmenter.encoder.spectral:
         found["spectral"] = {
             "parameters": sum(p.numel() for p in method.segmenter.encoder.spectral.parameters()),
