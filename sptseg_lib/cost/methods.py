@@ -102,11 +102,12 @@ def build_method(name: str, setup: Setup, dtype: torch.dtype = torch.float32) ->
     patch = VisionBackbone(clip.model.visual).patch
     changes = {"clip": setup.clip, "weights": setup.weights, "grid": max(1, setup.size // patch)}
     torch.manual_seed(0)
-    # A segmenter's backbone: in `dtype`, and not the one that other users of this CLIP share.
+    # Floors use a segmenter's backbone, which is held in `dtype`, and nothing else of it.
     segmenter = build_segmenter(preset(name if name in PRESETS else "spt_seg", **changes), clip, dtype)
     if name in PRESETS:
+        network = Probabilities(segmenter).to(setup.device).eval()
         segmenter.remember(class_texts(setup, clip)[: len(SPLIT.seen)])
-        return Method(name, Probabilities(segmenter).to(setup.device).eval(), segmenter)
+        return Method(name, network, segmenter)
     dense = FLOORS["dense_clip" if name == TWO_STAGE else name]
     network = TrainingFree(dense, segmenter.encoder.backbone, clip)
     network = TwoStages(network, clip) if name == TWO_STAGE else network
