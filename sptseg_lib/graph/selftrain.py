@@ -75,11 +75,13 @@ def self_train(
     steps: int = 1000,
     batch: int = 16,
     learning_rate: float = 2e-3,
+    width: int = 24,
     seed: int = 0,
 ) -> SmallSegmenter:
     """Train a network on pseudo labels.
 
-    Shapes: images (B, 3, H, W) in [0, 1], patch features (B, h, w, C), labels (B, H, W) int64, 255 ignored.
+    Shapes: images (B, 3, H, W) in [0, 1], patch features (B, h, w, C), labels (B, H, W) int64, 255 ignored. width:
+    channels of the network's finest level, a multiple of 8.
 
     Returns the network in evaluation mode, on the CPU. The same seed gives the same weights on one device.
     Raises: ValueError where sizes differ, or labels lie outside the classes.
@@ -96,7 +98,7 @@ def self_train(
             "background and all clusters."
         )
     lightning.seed_everything(seed, verbose=False)
-    network = SmallSegmenter(classes, feature_BhwC.shape[-1])
+    network = SmallSegmenter(classes, feature_BhwC.shape[-1], width).to(memory_format=torch.channels_last)  # faster
     order = torch.Generator().manual_seed(seed)
     loader = DataLoader(TensorDataset(image_B3HW, feature_BhwC, pseudo_BHW), batch, shuffle=True, generator=order)
     trainer = lightning.Trainer(
