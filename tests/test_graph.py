@@ -135,6 +135,20 @@ def test_image_in_a_batch_is_solved_as_if_alone():
         assert_close(together.vectors_BkN[b], alone.vectors_BkN[0], rtol=0, atol=1e-3 * float(alone.vectors_BkN.max()))
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("storage", ["dense", "matrix-free"])
+@pytest.mark.parametrize("colour_weight", [0.0, 3.0])
+def test_a_gpu_finds_the_vectors_of_the_cpu(storage, colour_weight):
+    f_BhwC, image = random_features(), torch.rand(2, 3, 24, 26)
+    on_cpu, on_gpu = (
+        laplacian_eigenvectors(image_affinity(f_BhwC.to(place), image.to(place), colour_weight, storage=storage), 3)
+        for place in ("cpu", "cuda")
+    )
+    assert_close(on_gpu.values_Bk.cpu(), on_cpu.values_Bk, rtol=0, atol=1e-4)
+    largest = float(on_cpu.vectors_BkN.abs().max())
+    assert_close(on_gpu.vectors_BkN.cpu(), on_cpu.vectors_BkN, rtol=0, atol=2e-3 * largest)
+
+
 def test_a_search_cut_short_says_so():
     with pytest.warns(UserWarning, match="approximate"):
         laplacian_eigenvectors(feature_affinity(random_features()), 3, "matrix-free", tolerance=1e-7, most_products=2)
