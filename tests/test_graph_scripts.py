@@ -9,18 +9,31 @@ from scripts import load_script
 def test_deep_spectral_is_measured_once(tmp_path, monkeypatch, capsys):
     module = load_script("measure_deep_spectral")
     monkeypatch.setattr(module.crf, "refine", lambda label_BHW, image_B3HW, method: label_BHW)  # slow, tested elsewhere
-    small = ["--pictures", "11", "--seeds", "1", "--steps", "2", "--kinds", "key", "--blocks", "6", "--weights", "0"]
-    command = [*small, "--vectors", "1", "--results", str(tmp_path / "found.json")]
+    monkeypatch.setattr(module, "OTHERS", {"value": module.Choice(kind="value")})
+    monkeypatch.setattr(module, "EIGENVECTORS", (2,))
+    monkeypatch.setattr(module, "PHOTOGRAPHS", {"flower": module.PHOTOGRAPHS["flower"]})
+    results = tmp_path / "found.json"
+    command = ["--pictures", "11", "--seeds", "2", "--steps", "2", "--results", str(results)]
+    assert module.main([*command, "--rows", "location/1-1"]) == 0
+    assert set(json.loads(results.read_text())["rows"]) == {"location/1-1/default", "location/1-1/value"}
     assert module.main(command) == 0
-    rows = json.loads((tmp_path / "found.json").read_text())["rows"]
+    rows = json.loads(results.read_text())["rows"]
     assert set(rows) == {
-        f"{name}/{things}/{rest}"
-        for things, segments in (("1-1", 2), ("1-3", 3))
-        for name, rest in (("location", "key/6/λ0"), ("classes", f"{segments}/1/seed0"), ("selftrain", "seed0"))
-    }
-    assert all(0 <= value <= 100 for row in rows.values() for value in row.values())
-    for step in ("location", "classes", "selftrain"):
-        monkeypatch.setattr(module, step, None)  # a second measurement would fail
+        *(f"photograph/flower/λ{weight}" for weight in (0, 10)),
+        *(f"{what}/{things}/{choice}" for what in ("location", "classes") for things in ("1-1", "1-3")
+          for choice in ("default", "value")),
+        "classes/1-1/2 eigenvectors", "selftrain/1-1", "selftrain/1-3",
+    }  # fmt: skip
+    assert len(rows["location/1-1/default"]["corloc"]) == 5 and len(rows["classes/1-1/default"]["miou"]) == 2
+    assert len(rows["selftrain/1-3"]["miou_after"]) == 2
+    scores = [row[name] for key, row in rows.items() if "photograph" not in key for name in row]
+    assert all(0 <= value <= 100 for values in scores for value in values)
+
+    def again(*arguments):
+        raise AssertionError("measured twice")
+
+    for step in ("location", "classes", "selftraining", "photograph"):
+        monkeypatch.setattr(module, step, again)
     assert module.main(command) == 0
     with pytest.raises(ValueError, match="could not be compared"):
         module.main([*command, "--pictures", "13"])
@@ -34,16 +47,8 @@ def test_benchmark_reports_ratio_and_residuals(tmp_path, monkeypatch, capsys):
     rows = json.loads((tmp_path / "times.json").read_text())
     assert [row["colour_weight"] for row in rows] == [0, 10]
     assert all(row["residual_ours"] < 1e-4 and row["ratio"] > 0 for row in rows)
-    monkeypatch.setattr("sys.argv", [*base, "--pixels", "32x48"])
+    assert all(row["ratio_cpu"] > 0 and row["nodes"] == 156 for row in rows)
+    monkeypatch.setattr("sys.argv", [*base, "--pixels", "32x48", "--out", str(tmp_path / "times.json")])
     module.main()
     assert "1,536 nodes" in capsys.readouterr().out
-
-
-def test_prompts_are_compared(tmp_path):
-    module = load_script("compare_prompts")
-    small = ["--seeds", "1", "--iterations", "1", "--batch", "2", "--scenes", "2"]
-    command = [*small, "--run-dir", str(tmp_path / "runs"), "--results", str(tmp_path / "prompts.json")]
-    assert module.main(command) == 0
-    result = json.loads((tmp_path / "prompts.json").read_text())
-    assert {run["basis"] for run in result["runs"]} == {"fourier", "graph"}
-    assert result["prompt_parameters"]["graph"] == 2 * 16 * 128
+    assert len(json.loads((tmp_path / "times.json").read_text())) == 3  # added to what was there
