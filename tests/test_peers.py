@@ -103,7 +103,7 @@ def test_photographs_need_no_code_of_their_own(tmp_path, monkeypatch):
     found = measured_peers("tiny", [0, 1], str(tmp_path / "runs"), tmp_path / "out", dataset=str(folder), split="")
     assert found == json.loads((tmp_path / "out" / "peers_tiny.json").read_text())
     assert found["variants"]["SPNet"]["seeds"] == [0, 1] and not found["variants"]["SPNet"]["validation_hIoU"]
-    assert set(found["curves"]) == set(found["cost"]) == {row.name for row in rows}
+    assert set(found["curves"]) == {row.name for row in rows} and set(found["cost"]) == {row.name for row in rows[:2]}
     assert len(found["curves"]["SPNet"]["mIoU_seen"]) == 2
     with pytest.raises(ValueError, match="There is no form"):
         measured_peers("shrt", [0], str(tmp_path), tmp_path)
