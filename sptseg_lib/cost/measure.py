@@ -148,16 +148,25 @@ def memory_of(name: str, dtype: str, job: str, setup: Setup) -> int | None:
     return added_bytes(warm, whole, setup.device)
 
 
-def measure_memory(setup: Setup, names: Iterable[str] = METHODS, dtypes: Sequence[str] = tuple(DTYPES)) -> dict:
-    """Peak memory of every method in bytes: on a CPU each in a process of its own, on a GPU what torch allocates."""
+def measure_memory(
+    setup: Setup, repeats: int, names: Iterable[str] = METHODS, dtypes: Sequence[str] = tuple(DTYPES)
+) -> dict:
+    """Peak memory of every method in bytes, several times, lowest first; None where the system does not tell it.
+
+    On a CPU each in a process of its own, where it depends on what the system's allocator keeps for later; on a GPU
+    what torch allocates.
+    """
     call = apart if setup.device == "cpu" else (lambda function, *given: function(*given))
     rows = {name: {} for name in names}
-    for name, row in rows.items():
-        for dtype in dtypes:
-            if dtype == "float32" or has_half(name):
-                jobs = ("batch", "training step") if name in PRESETS else ("batch",)
-                row[dtype] = {job: call(memory_of, name, dtype, job, setup) for job in jobs}
-    return about(setup, rows=rows)
+    for _ in range(repeats):
+        for name, row in rows.items():
+            for dtype in dtypes:
+                if dtype == "float32" or has_half(name):
+                    for job in ("batch", "training step") if name in PRESETS else ("batch",):
+                        found = row.setdefault(dtype, {}).setdefault(job, [])
+                        found.append(call(memory_of, name, dtype, job, setup))
+                        found.sort(key=lambda size: size or 0)
+    return about(setup, repeats=repeats, rows=rows)
 
 
 def measure_growth(setups: Sequence[Setup], names: Sequence[str], rounds: int) -> dict:

@@ -21,6 +21,7 @@ class Form(NamedTuple):
     methods: tuple[str, ...]
     rounds: int
     memory: tuple[str, ...]
+    repeats: int
     growth_rounds: int
     sizes: tuple[int, ...]
     classes: tuple[int, ...]
@@ -30,12 +31,12 @@ class Form(NamedTuple):
 
 FORMS = {
     "full": Form(
-        setup={"batch": 8}, methods=METHODS, rounds=7, memory=METHODS,
+        setup={"batch": 8}, methods=METHODS, rounds=7, memory=METHODS, repeats=3,
         growth_rounds=3, sizes=(64, 96, 128, 192, 256, 384, 512), classes=(16, 50, 150, 500, 2000),
         vit_rounds=3, vit_sizes=(224, 320, 512, 768, 1024),
     ),
     "measure": Form(
-        setup={"size": 64, "batch": 4}, methods=METHODS, rounds=2, memory=("zegclip", "spt_seg"),
+        setup={"size": 64, "batch": 4}, methods=METHODS, rounds=2, memory=("zegclip", "spt_seg"), repeats=1,
         growth_rounds=2, sizes=(64, 96, 128), classes=(16, 100, 400),
         vit_rounds=0, vit_sizes=(224, 512),
     ),
@@ -47,7 +48,7 @@ def _methods(form: Form, device: str) -> dict:
 
 
 def _memory(form: Form, device: str) -> dict:
-    return measure_memory(Setup(**form.setup, device=device), form.memory)
+    return measure_memory(Setup(**form.setup, device=device), form.repeats, form.memory)
 
 
 def _sizes(form: Form, device: str) -> dict:
