@@ -160,9 +160,10 @@ def _search(
         if residual <= tolerance:
             return x_BNk[..., :wanted]
         if q_BNm.shape[-1] + width > most:
-            # Restart with three times the vectors that are wanted: what is kept is not searched for again.
-            q_BNm = torch.linalg.qr(q_BNm @ turn_Bmm.flip(-1)[..., : 3 * width])[0]
-            aq_BNm = affinity.product(q_BNm / root_BN1) / root_BN1
+            # Restart with three times the vectors that are wanted: what is kept is not searched for again. A rotation
+            # of orthonormal columns needs no new product.
+            kept_Bmk = turn_Bmm.flip(-1)[..., : 3 * width]
+            q_BNm, aq_BNm = q_BNm @ kept_Bmk, aq_BNm @ kept_Bmk
         new_BNk = orthogonal(rest_BNk, torch.cat([first_BN1, q_BNm], dim=-1))
         q_BNm = torch.cat([q_BNm, new_BNk], dim=-1)
         aq_BNm = torch.cat([aq_BNm, affinity.product(new_BNk / root_BN1) / root_BN1], dim=-1)
