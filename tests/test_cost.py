@@ -204,6 +204,7 @@ def test_a_gpu_that_is_not_there_is_refused(monkeypatch):
         clock.find_measured("cuda")
 
 
+@pytest.mark.slow
 def test_the_script_measures_parts_one_by_one(tmp_path, monkeypatch):
     script = load_script("measure_cost")
     tiny = plan.FORMS["measure"]._replace(
