@@ -158,7 +158,7 @@ def selftraining(featurizer: Featurizer, things: tuple[int, int], pictures: int,
     for seed in range(seeds):
         teacher_BHW, before_BHW = (painted(*own, seed) for own in segments)
         half_Bhw = teacher_BHW[:, ::2, ::2].contiguous()
-        network = self_train(small[0], tokens[0], half_Bhw, CLASSES, steps=steps, width=16, seed=seed)
+        network = self_train(small[0], tokens[0], half_Bhw, CLASSES, steps, 8, 5e-3, width=16, seed=seed)
         after_BHW = predict(network, small[1], tokens[1]).repeat_interleave(2, 1).repeat_interleave(2, 2)
         found["miou_teacher"].append(learning.miou(teacher_BHW))
         found["miou_before"].append(held_out.miou(before_BHW))
@@ -202,7 +202,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pictures", type=int, default=100)
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=300, help="of self-training; 0 for none")
+    parser.add_argument("--steps", type=int, default=100, help="of self-training; 0 for none")
     parser.add_argument("--rows", default="", help="only rows whose names begin so, such as location/1-1")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--results", type=Path, default=RESULTS)

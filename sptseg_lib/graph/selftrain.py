@@ -20,10 +20,12 @@ def _convolve(inside: int, outside: int, side: int = 3) -> nn.Sequential:
 
 
 class SmallSegmenter(nn.Module):
-    """A U-shaped network: three halvings, three doublings with the finer features beside them.
+    """A linear classifier of frozen patch features, and a U-shaped network that mends it: three halvings, three
+    doublings with the finer features beside them.
 
-    Shapes: image (B, 3, H, W) in [0, 1], any size; frozen patch features (B, h, w, C) for its coarsest level, where the
-    paper has a self-supervised ResNet -> logits (B, K, H, W). About 0.5 million weights at width 24 and C = 128.
+    Shapes: image (B, 3, H, W) in [0, 1], any size; frozen patch features (B, h, w, C), where the paper has a
+    self-supervised ResNet -> logits (B, K, H, W). The linear classifier learns within a hundred steps.
+    About 0.5 million weights at width 24 and C = 128.
     """
 
     def __init__(self, classes: int, features: int, width: int = 24):
@@ -32,7 +34,7 @@ class SmallSegmenter(nn.Module):
         self.features = _convolve(features, widths[-1], 1)
         self.down = nn.ModuleList(_convolve(a, b) for a, b in zip([3, *widths], widths))
         self.up = nn.ModuleList(_convolve(a + b, b) for a, b in zip(widths[:0:-1], widths[-2::-1]))
-        self.classify = nn.Conv2d(width, classes, 1)
+        self.classify_features, self.classify = nn.Conv2d(features, classes, 1), nn.Conv2d(width, classes, 1)
 
     def forward(self, image_B3HW: Tensor, feature_BhwC: Tensor) -> Tensor:
         x, finer = image_B3HW - 0.5, []
@@ -44,7 +46,8 @@ class SmallSegmenter(nn.Module):
         x = x + F.interpolate(self.features(known_BChw), size=x.shape[-2:], mode="bilinear")
         for layer, beside in zip(self.up, finer[-2::-1]):
             x = layer(torch.cat([F.interpolate(x, size=beside.shape[-2:], mode="bilinear"), beside], dim=1))
-        return self.classify(x)
+        coarse_BKhw = self.classify_features(known_BChw)
+        return self.classify(x) + F.interpolate(coarse_BKhw, size=image_B3HW.shape[-2:], mode="bilinear")
 
 
 class _SelfTraining(lightning.LightningModule):
