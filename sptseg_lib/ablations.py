@@ -3,9 +3,10 @@
 And the paper's claims about them, each a comparison of two rows that can come out against it.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
-from .results import at_gamma
+from .results import at_gamma, measured
 from .spread import Difference, holm, paired_difference, told
 from .study import Variant
 
@@ -78,6 +79,16 @@ def ablation_rows(layers: int) -> list[Row]:
         Row("Ignored pixels", "negatives (as released)", {}),
         Row("Ignored pixels", "left out", _model(ignored="left out")),
     ]
+
+
+def measured_ablations(rows: list[Row], form: str, seeds: Sequence[int], cache: str, run_dir: str, **shared) -> dict:
+    """`results.measured` for these rows. Raises: ValueError for fewer than two seeds, before anything is trained."""
+    if len(seeds) < 2:
+        raise ValueError(
+            f"{len(seeds)} seed(s) make no paired comparison. After all the training no difference could be told from "
+            "noise; use two seeds or more, three if you can."
+        )
+    return measured("ablations", form, [row.variant for row in rows], seeds, cache, run_dir, **shared)
 
 
 class Claim(NamedTuple):

@@ -2,7 +2,18 @@
 
 import pytest
 
-from sptseg_lib.ablations import ALIKE, SCORES, Claim, ablation_rows, claims, compare, difference, judge, verdict
+from sptseg_lib.ablations import (
+    ALIKE,
+    SCORES,
+    Claim,
+    ablation_rows,
+    claims,
+    compare,
+    difference,
+    judge,
+    measured_ablations,
+    verdict,
+)
 from sptseg_lib.spread import Difference
 
 
@@ -69,3 +80,9 @@ def test_rows_are_compared_with_the_first_and_p_values_raised_for_their_number()
     assert table[1]["change"].mean == pytest.approx(-29 / 3) and table[1]["change"].clear
     smaller, larger = sorted(row["change"].p for row in table[1:])
     assert {row["p"] for row in table[1:]} == {2 * smaller, max(2 * smaller, larger)}
+
+
+def test_one_seed_is_refused_before_anything_is_trained(tmp_path):
+    with pytest.raises(ValueError, match="1 seed"):
+        measured_ablations(ablation_rows(6), "smoke", [0], str(tmp_path), str(tmp_path))
+    assert not list(tmp_path.iterdir())
