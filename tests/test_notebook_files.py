@@ -19,6 +19,8 @@ LESSONS = [
     "05_train",
     "06_evaluate",
     "07_segment_your_image",
+    "08_ablations",
+    "09_peers",
     "10_cost",
     "11_deep_spectral_methods",
     "12_frequency_balancing",
