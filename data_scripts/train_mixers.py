@@ -247,10 +247,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--results", type=Path, default=RESULTS)
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
-    done = {identity(json.loads(json.dumps(run))) for run in read(options.results)}
     runs = planned(options.part, options.tasks, options.seeds, options.steps, options.batch)
     for run in runs:
-        if identity(json.loads(json.dumps(run._asdict()))) in done:
+        # Read anew each time: another process may work on the same plan.
+        if identity(run._asdict()) in map(identity, read(options.results)):
             continue
         if time.process_time() > 60 * options.budget:
             print("The budget is used up; the same command goes on from here.")
