@@ -24,6 +24,7 @@ LESSONS = [
     "10_cost",
     "11_deep_spectral_methods",
     "12_frequency_balancing",
+    "13_robustness",
 ]
 SOLUTIONS = sorted(path.stem for path in FOLDER.glob("solutions/*.ipynb"))
 ALL = [FOLDER / f"{stem}.ipynb" for stem in LESSONS] + [FOLDER / "solutions" / f"{stem}.ipynb" for stem in SOLUTIONS]
