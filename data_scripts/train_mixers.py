@@ -9,8 +9,8 @@ already is not repeated, so that the command can be stopped and given again. Ste
 identity.
 
 The recipe is short: two stages of one block; scenes of one large thing on one fine texture, each less its mean
-colour; weights that keep a map's variance; a high rate. It was chosen on validation scenes with the mixer `pool`
-alone, so that nothing is tuned to the others.
+colour; weights that keep a map's variance; a high rate. It was chosen on validation scenes, but for one trial
+with the mixer `pool`, so that little is tuned to the others.
 """
 
 import argparse
