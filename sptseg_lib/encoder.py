@@ -1,5 +1,6 @@
 """The prompted encoder: a frozen CLIP with visual prompts before every layer and spectral ones before some."""
 
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -73,13 +74,15 @@ class PromptedEncoder(nn.Module):
         self.checkpointing = False  # keep each layer's input alone, and compute the layer again for its gradient
 
     def forward(self, image_B3HW: Tensor) -> Encoded:
-        tokens_BND, (h, w) = self.backbone.embed(image_B3HW, self.class_token_twice)
+        # The frozen backbone computes in its own number type throughout: autocast would mix two in it.
+        frozen = partial(torch.autocast, image_B3HW.device.type, enabled=False)
+        basis = ()  # Fourier's needs no image
+        with frozen():
+            tokens_BND, (h, w) = self.backbone.embed(image_B3HW, self.class_token_twice)
+            if self.graph_modes and self.spectral_index:
+                basis = (image_basis(self.backbone, tokens_BND, (h, w), self.graph_modes),)
         B, dtype = len(tokens_BND), tokens_BND.dtype
         cls_B1D, patches_BND = tokens_BND[:, :1], tokens_BND[:, 1:]
-        basis = ()  # Fourier's needs no image
-        if self.graph_modes and self.spectral_index:
-            with torch.autocast(image_B3HW.device.type, enabled=False):
-                basis = (image_basis(self.backbone, tokens_BND, (h, w), self.graph_modes),)
         if self.tokens_LMD is not None:
             prompts_LMD = self.project_tokens(self.tokens_LMD)
         for layer, block in enumerate(self.backbone.blocks):
@@ -90,7 +93,7 @@ class PromptedEncoder(nn.Module):
             parts = [cls_B1D, patches_BND]
             if self.tokens_LMD is not None:
                 parts.insert(1, self.dropout(prompts_LMD[layer].expand(B, -1, -1)).to(dtype))
-            with torch.autocast(image_B3HW.device.type, enabled=False):
+            with frozen():
                 tokens_BND = torch.cat(parts, dim=1)
                 if self.checkpointing and tokens_BND.requires_grad:
                     # No layer draws random numbers: there is no state of theirs to restore.
@@ -99,5 +102,6 @@ class PromptedEncoder(nn.Module):
                     tokens_BND = run_block(block, tokens_BND)
             cls_B1D, patches_BND = tokens_BND[:, :1], tokens_BND[:, -h * w :]
         kept_BND = self.norm(torch.cat([cls_B1D, patches_BND], dim=1).float())
-        joint_BNE = F.normalize(self.backbone.project(kept_BND.to(dtype)).float(), dim=-1)
+        with frozen():
+            joint_BNE = F.normalize(self.backbone.project(kept_BND.to(dtype)).float(), dim=-1)
         return Encoded(joint_BNE[:, 1:].unflatten(1, (h, w)), joint_BNE[:, 0])

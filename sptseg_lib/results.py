@@ -5,7 +5,6 @@ from collections.abc import Iterable, Sequence
 from datetime import date
 from pathlib import Path
 
-from .hardware import hardware
 from .settings import one_of, project_root
 from .study import FORMS, Variant, run_study
 
@@ -49,10 +48,11 @@ def summarise(study: dict[str, list[dict]]) -> dict[str, dict]:
 
 
 def write_results(path: Path, study: dict[str, list[dict]], form: str, **about) -> dict:
-    """Write a study's results with the form, the machine and the day; returns what `read_results` would."""
+    """Write a study's results with the form, the machines and the day; returns what `read_results` would."""
     runs = {run["key"]: run for runs in study.values() for run in runs}.values()
+    machines = dict.fromkeys(run.get("hardware", "a machine not noted") for run in runs)
     found = {
-        "form": form, **FORMS[form]._asdict(), "hardware": hardware(), "day": date.today().isoformat(),
+        "form": form, **FORMS[form]._asdict(), "hardware": "; ".join(machines), "day": date.today().isoformat(),
         "runs": len(runs), "cpu_hours": round(sum(run["cpu_seconds"] for run in runs) / 3600, 2), **about,
         "variants": summarise(study),
     }  # fmt: skip

@@ -19,9 +19,11 @@ import psutil
 import torch
 from tqdm.auto import tqdm
 
+from .clip.load import TINY
 from .data import held_out_loader, training_split
 from .disk import check_room
 from .evaluate import Predictor, score_images, trained_predictor
+from .hardware import hardware
 from .metrics import scores
 from .precision import find_device
 from .settings import HOW, EvaluateSettings, TrainSettings, project_root
@@ -32,6 +34,7 @@ GAMMAS = [0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5]
 # Linux's allocator hands large blocks back when they are freed, and a training step asks for the same ones again.
 KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": 2**32, "MALLOC_TRIM_THRESHOLD_": 2**32, "MALLOC_TOP_PAD_": 2**28}
 WORKER_BYTES = 1_500_000_000  # what one training process of the tiny CLIP takes, torch and all, rounded up
+TINY_RUNS_A_GPU = 16  # its kernels are so small that one process keeps a GPU idle most of the time
 Scorecard = dict[str, dict[str, dict]]  # part -> γ -> scores
 
 
@@ -126,7 +129,8 @@ def score_predictor(predict, settings: TrainSettings, form: Form, gammas: list[f
 def score_once(path: Path, wanted: dict, score: Callable[[], Scorecard]) -> dict:
     """What `path`, scores.json in a folder named by a key, holds; if it is not there, what `score` makes, kept there.
 
-    wanted: settings that the scores belong to. Returns {"key", "settings", "seconds", "cpu_seconds"} and the scores.
+    wanted: settings that the scores belong to. Returns {"key", "settings", "seconds", "cpu_seconds", "hardware"} and
+    the scores.
     Raises: ValueError where the file holds scores of other settings.
     """
     if path.is_file():
@@ -146,6 +150,7 @@ def score_once(path: Path, wanted: dict, score: Callable[[], Scorecard]) -> dict
     result = {"key": path.parent.name, "settings": wanted}
     result["seconds"] = round(time.perf_counter() - begun, 1)
     result["cpu_seconds"] = round(time.process_time() - busy, 1)  # of all threads: other work on the machine adds none
+    result["hardware"] = hardware()
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".part")
     partial.write_text(json.dumps(result | card), encoding="utf-8")
@@ -180,12 +185,17 @@ def train_and_score(settings: TrainSettings, form: Form, root: Path) -> dict:
     return score_once(folder / "scores.json", wanted, score)
 
 
-def workers_for(jobs: int) -> int:
-    """How many runs this machine takes at once: one a GPU, or as many as it has cores and free memory for."""
-    if torch.cuda.is_available():
-        return max(1, min(jobs, torch.cuda.device_count()))
+def workers_for(jobs: Sequence[TrainSettings]) -> int:
+    """How many of these runs this machine takes at once: as many as it has cores and free memory for.
+
+    On GPUs, one each, or TINY_RUNS_A_GPU where all are of the tiny CLIP.
+    """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return max(1, min(jobs, cores, psutil.virtual_memory().available // WORKER_BYTES))
+    most = min(len(jobs), cores, psutil.virtual_memory().available // WORKER_BYTES)
+    if torch.cuda.is_available():
+        tiny = all(job.model().clip == TINY for job in jobs)
+        most = min(most, torch.cuda.device_count() * (TINY_RUNS_A_GPU if tiny else 1))
+    return max(1, most)
 
 
 def _begin_worker(devices, threads: int) -> None:
@@ -202,7 +212,7 @@ def _all_at_once(jobs: Sequence[TrainSettings], form: Form, root: Path, workers:
     if torch.cuda.is_available():
         devices = context.Queue()
         for i in range(workers):
-            devices.put(i)
+            devices.put(i % torch.cuda.device_count())
     threads = max(1, torch.get_num_threads() // workers)
     for name, value in KEEP_MEMORY.items():
         os.environ.setdefault(name, str(value))  # read by the workers when they start
@@ -248,6 +258,6 @@ def run_study(
         if jobs:
             # Seeds outermost: a study that is stopped early has every variant rather than every seed.
             ordered = sorted(jobs.values(), key=lambda job: job.seed)
-            count = min(workers or workers_for(len(jobs)), len(jobs))
+            count = min(workers or workers_for([*jobs.values()]), len(jobs))
             found |= {run["key"]: run for run in _all_at_once(ordered, form, root, count, title)}
     return {name: [found[run_key(run)] for run in runs] for name, runs in plan.items()}

@@ -31,8 +31,9 @@ from .transductive import label_source, label_unseen
 RESUME = "last.ckpt"
 # Losses that are divided by a count over the batch: (image, present class) pairs, or labelled pixels.
 COUNTED = {"focal": present_pairs, "dice": present_pairs, "cross_entropy": labelled_pixels}
-# Lightning greets every run with a list of the accelerators that are not there.
-logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
+# Lightning greets every run with lists of the accelerators that are not there, and of those that are.
+for name in ("utilities.rank_zero", "accelerators.cuda"):
+    logging.getLogger(f"lightning.pytorch.{name}").setLevel(logging.WARNING)
 
 
 def learning_rate_factor(step: int, warmup: int, steps: int, power: float = 0.9, floor: float = 1e-6) -> float:
@@ -273,6 +274,8 @@ def fit(
         with warnings.catch_warnings():
             # Lightning's own use of a torch function that torch is retiring: nothing that a user could change.
             warnings.filterwarnings("ignore", message=r".*isinstance\(treespec, LeafSpec\)")
+            # Scenes are rendered a whole batch at a time: processes would only carry them to and fro.
+            warnings.filterwarnings("ignore", message=".*does not have many workers")
             # That last.ckpt holds the weights after an iteration: that is what a run goes on from.
             warnings.filterwarnings("ignore", message="Using ModelCheckpoint with manual optimization")
             trainer.fit(training, ckpt_path=resume if resume.is_file() else None, weights_only=True)

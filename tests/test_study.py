@@ -129,9 +129,20 @@ def test_workers_are_as_many_as_memory_allows(monkeypatch):
     monkeypatch.setattr(study.os, "sched_getaffinity", lambda _: range(8), raising=False)
     memory = type("Memory", (), {"available": 3 * study.WORKER_BYTES + 1})
     monkeypatch.setattr(study.psutil, "virtual_memory", lambda: memory)
-    assert [study.workers_for(jobs) for jobs in (1, 2, 99)] == [1, 2, 3]
+    tiny = TrainSettings()
+    assert [study.workers_for([tiny] * jobs) for jobs in (1, 2, 99)] == [1, 2, 3]
     memory.available = 10
-    assert study.workers_for(9) == 1
+    assert study.workers_for([tiny] * 9) == 1
+
+
+def test_large_models_take_a_gpu_each_and_tiny_ones_share(monkeypatch):
+    monkeypatch.setattr(study.torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(study.torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(study.os, "sched_getaffinity", lambda _: range(64), raising=False)
+    monkeypatch.setattr(study.psutil, "virtual_memory", lambda: type("Memory", (), {"available": 2**40}))
+    tiny, large = TrainSettings(), Variant("", {}).settings(FORMS["voc12"], 0)
+    assert study.workers_for([tiny] * 99) == 2 * study.TINY_RUNS_A_GPU
+    assert study.workers_for([tiny, large] * 9) == 2
 
 
 @pytest.mark.parametrize("layers", [6, 12])
