@@ -100,7 +100,7 @@ def clip_score(dense: Callable, clip: Clip, class_text_KE: Tensor) -> Predictor:
     dense: one of FLOORS. Cosines become probabilities as between images and captions: softmax of s · cos, s CLIP's.
     """
     device = class_text_KE.device
-    backbone = VisionBackbone(clip.model.visual).to(device).eval()
+    backbone = VisionBackbone(clip.image_side(device)).eval()
     mean_311, std_311 = (torch.tensor(x, device=device).view(3, 1, 1) for x in (clip.mean, clip.std))
     scale = clip.model.logit_scale.exp().item()
     return lambda image: (dense(backbone, (image - mean_311) / std_311, class_text_KE) * scale).softmax(1)

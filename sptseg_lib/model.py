@@ -12,6 +12,7 @@ from .decoder import BalancedAttention, CrossAttention, MaskDecoder, SpectralGui
 from .encoder import Encoded, PromptedEncoder
 from .heads import CosineHead, LinearProbe, SemanticProjection
 from .losses import cross_entropy, dice_loss, focal_loss, one_hot_masks, ssim_loss
+from .precision import find_device
 from .settings import ModelSettings
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -167,16 +168,13 @@ def build_decoder(settings: ModelSettings, joint: int) -> nn.Module:
 def build_segmenter(settings: ModelSettings, clip: Clip | None = None, dtype: torch.dtype = torch.float32) -> Segmenter:
     """Assemble a segmenter around a CLIP; a frozen backbone is held in `dtype`, a trained one in float32.
 
-    The backbone is shared with `clip` unless dtype converts it or it is to be trained; `clip` defaults to the one
-    in the settings.
+    The backbone is shared with `clip` unless dtype converts it, it is to be trained, or there is a GPU to move it to;
+    `clip` defaults to the one in the settings.
     """
     clip = clip or load_clip(*settings.clip_source)
-    visual = clip.model.visual
-    if settings.train_backbone:
-        visual = copy.deepcopy(visual)  # other users of this CLIP keep it as it was
-    elif dtype != torch.float32:
-        # A copy: the text side and other users of this CLIP keep float32.
-        visual = copy.deepcopy(visual).to(dtype)
+    visual, dtype = clip.model.visual, torch.float32 if settings.train_backbone else dtype
+    if settings.train_backbone or dtype != torch.float32 or find_device() != "cpu":
+        visual = copy.deepcopy(visual).to(dtype)  # the text side and other users of this CLIP keep it as it was
     backbone = VisionBackbone(visual)
     encoder = PromptedEncoder(
         backbone,

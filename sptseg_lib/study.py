@@ -65,6 +65,9 @@ FORMS = {
     "smoke": Form(  # every step in miniature: scores mean nothing
         {"size": 64, "batch": 2, "iterations": 2, "warmup": 1, "overrides": {"grid": 8}}, validation=4, test=8
     ),
+    "brief": Form(  # all rows of the ablations in half an hour, on two cores without special instructions
+        {"size": 96, "batch": 4, "iterations": 120, "warmup": 20, "overrides": {"grid": 12}}, validation=96, test=192
+    ),
     "short": Form(
         {"size": 96, "batch": 8, "iterations": 150, "warmup": 20, "overrides": {"grid": 12}}, validation=128, test=256
     ),

@@ -127,7 +127,7 @@ class TwoStage:
         settings: TwoStageSettings,
         seed: int = 0,
     ):
-        self.backbone = VisionBackbone(clip.model.visual).to(class_text_KE.device).eval()
+        self.backbone = VisionBackbone(clip.image_side(class_text_KE.device)).eval()
         self.featurizer = Featurizer(clip.name, self.backbone, self.backbone.patch, clip.mean, clip.std)
         self.class_text_KE, self.pixel_score = class_text_KE, pixel_score
         self.scale = clip.model.logit_scale.exp().item()

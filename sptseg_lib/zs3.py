@@ -22,7 +22,7 @@ Encode = Callable[[Tensor], Tensor]  # images (B, 3, H, W) in [0, 1] -> patches 
 
 def clip_patches(clip: Clip, device: torch.device | str = "cpu") -> Encode:
     """CLIP's patch tokens as its last layer leaves them, for images whose sides are multiples of the patch."""
-    backbone = VisionBackbone(clip.model.visual).to(device).eval()
+    backbone = VisionBackbone(clip.image_side(device)).eval()
     mean_311, std_311 = (torch.tensor(x, device=device).view(3, 1, 1) for x in (clip.mean, clip.std))
 
     @torch.no_grad()

@@ -17,6 +17,8 @@ from sptseg_lib.clip.load import load_clip
 from sptseg_lib.clip.text import TEMPLATES, class_text
 from sptseg_lib.clip.tiny import WEIGHTS_PATH
 from sptseg_lib.clip.weights import load_tensors, load_weights
+from sptseg_lib.model import build_segmenter
+from sptseg_lib.settings import preset
 from sptseg_lib.splits import SPLITS
 
 
@@ -29,6 +31,18 @@ def test_the_tiny_clip_loads_once_and_names_images():
         text_BE = clip.model.encode_text(clip.tokenize(["a star", "a ring"]))
     assert image_BE.shape == text_BE.shape and image_BE.isfinite().all() and text_BE.isfinite().all()
     assert WEIGHTS_PATH.stat().st_size <= 12e6
+
+
+def test_whoever_takes_it_to_a_gpu_takes_a_copy(monkeypatch):
+    clip = load_clip()
+    there = clip.image_side("meta")  # a device that is not the CPU, and is everywhere
+    assert there is clip.image_side("meta") is not clip.model.visual and clip.image_side("cpu") is clip.model.visual
+    assert there.proj.device.type == "meta" and clip.model.visual.proj.device.type == "cpu"
+    del clip.copies["meta"]
+    assert build_segmenter(preset("spt_seg"), clip).encoder.backbone.proj is clip.model.visual.proj
+    monkeypatch.setattr("sptseg_lib.model.find_device", lambda: "cuda")
+    build_segmenter(preset("spt_seg"), clip).to("meta")
+    assert clip.model.visual.proj.device.type == "cpu"
 
 
 def test_unknown_models_weights_and_files_are_refused(tmp_path):

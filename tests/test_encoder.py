@@ -130,6 +130,24 @@ def test_embeddings_have_unit_length_and_bfloat16_is_close_to_float32():
     assert all(p.dtype == torch.float32 for p in model.parameters() if p.requires_grad)
 
 
+def test_a_backbone_in_bfloat16_stays_out_of_autocast(monkeypatch):
+    """On a GPU autocast resizes positions in float32, which the layers' weights then do not fit."""
+    resize = F.interpolate
+
+    def as_on_a_gpu(x, **options):
+        resized = resize(x, **options)
+        return resized.float() if torch.is_autocast_enabled("cpu") else resized
+
+    model, image = encoder(), torch.randn(2, 3, 24, 16)  # another grid than the backbone's
+    model.backbone.bfloat16()
+    expected = model(image)
+    monkeypatch.setattr(F, "interpolate", as_on_a_gpu)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        actual = model(image)
+    for a, b in zip(actual, expected, strict=True):
+        assert a.dtype == torch.float32 and float((a * b).sum(-1).min()) > 0.99
+
+
 @pytest.mark.parametrize("layer", [0, 4, -1])
 def test_a_layer_that_is_not_there_is_named(layer):
     with pytest.raises(ValueError, match=rf"\[{layer}\] do not exist: the backbone has layers 1 to 3"):

@@ -40,7 +40,7 @@ def test_smoke_pipeline_runs_and_is_not_repeated(tmp_path):
 
 
 @pytest.mark.parametrize("name, steps", [("ablations", 1), ("paper", 4)])
-@pytest.mark.parametrize("form", ["short", "long", "voc12", "coco_stuff"])
+@pytest.mark.parametrize("form", ["brief", "short", "long", "voc12", "coco_stuff"])
 def test_studies_take_every_form_by_a_parameter(name, steps, form):
     pipeline = load_pipeline(ROOT / "notebooks" / "pipelines" / f"{name}.yaml", [f"form={form}"])
     assert len(pipeline.steps) == steps

@@ -88,7 +88,7 @@ def test_self_training_begins_with_the_inductive_weights_and_learns_from_filled_
     shown, loss_of = [], Segmenter.loss
 
     def loss(self, image, label, text):
-        shown.append((self.decoder.descriptor.phi.weight.detach().clone(), label, len(text)))
+        shown.append((self.decoder.descriptor.phi.weight.detach().cpu().clone(), label.cpu(), len(text)))
         return loss_of(self, image, label, text)
 
     monkeypatch.setattr(Segmenter, "loss", loss)

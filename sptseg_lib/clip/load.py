@@ -1,5 +1,6 @@
 """Load CLIP: the tiny one in the package, or any plain open_clip ViT."""
 
+import copy
 import json
 from dataclasses import dataclass, field
 from functools import cache
@@ -29,6 +30,19 @@ class Clip:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     text: dict = field(default_factory=dict)
+    copies: dict = field(default_factory=dict)
+
+    def image_side(self, device: torch.device | str = "cpu") -> nn.Module:
+        """The image encoder on a device, to be left there: on a GPU a copy, made once.
+
+        `load_clip` hands out one CLIP to all who ask; moved in place, it would be moved for everyone.
+        """
+        kind = torch.device(device).type
+        if kind == "cpu":
+            return self.model.visual
+        if kind not in self.copies:
+            self.copies[kind] = copy.deepcopy(self.model.visual).to(device)
+        return self.copies[kind]
 
 
 def load_clip(name: str = TINY, weights: str | None = None, activation: str | None = None) -> Clip:
