@@ -10,8 +10,10 @@ losses and optimiser add time, but no share.
 """
 
 import argparse
+import json
 import tempfile
 import time
+from datetime import date
 from pathlib import Path
 
 import torch
@@ -115,6 +117,15 @@ def show_profile(segmenter: Segmenter, image, label, text, device: str) -> None:
     print(profile.key_averages().table(sort_by=by, row_limit=25, max_name_column_width=60))
 
 
+def add_row(path: Path, about: dict, row: dict) -> None:
+    """Add a measurement to a results file, which is about one machine, torch and size."""
+    found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else about | {"rows": []}
+    if other := {name: found[name] for name in about if found[name] != about[name]}:
+        raise ValueError(f"{path} holds measurements of {other}. Rows could not be compared; name another file.")
+    found["rows"].append({name: float(f"{v:.4g}") if isinstance(v, float) else v for name, v in row.items()})
+    path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+
+
 def main(arguments: list[str] | None = None) -> dict:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -128,6 +139,7 @@ def main(arguments: list[str] | None = None) -> dict:
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--checkpointing", action="store_true", help="compute the backbone's layers twice")
     parser.add_argument("--profile", action="store_true", help="print the costliest operations of one more step")
+    parser.add_argument("--results", type=Path, help="a JSON file to which the figures are added")
     args = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as made:
         settings = describe(args)
@@ -135,7 +147,7 @@ def main(arguments: list[str] | None = None) -> dict:
         folder = args.folder or write_voc(Path(made), {"train": args.pictures}, scenes)
         rate = matrix_rate(args.device, 128 if args.tiny else 8192)
         found = train(settings.model_copy(update={"dataset": str(folder)}), args)
-    found["share_per_cent"] = 100 * found["operations_per_second"] / rate
+    found |= {"matrix_rate": rate, "share_per_cent": 100 * found["operations_per_second"] / rate}
     where = torch.cuda.get_device_name() if args.device == "cuda" else f"{torch.get_num_threads()} CPU threads"
     memory = "not measured" if found["peak_gigabytes"] is None else f"{found['peak_gigabytes']:.1f} GB"
     print(f"{where}, torch {torch.__version__}, batch {args.batch} at {settings.size} px, {args.iterations} iterations")
@@ -145,6 +157,10 @@ def main(arguments: list[str] | None = None) -> dict:
         f"{found['share_per_cent']:.0f} % (the bar is {BAR} %)"
     )
     print(f"{found['waiting_per_cent']:.1f} % of the time was spent waiting for the loader ({args.workers} workers)")
+    if args.results:
+        about = {"device": where, "torch": torch.__version__, "day": date.today().isoformat()}
+        about |= {"size": settings.size, "batch": args.batch, "iterations": args.iterations}
+        add_row(args.results, about, {"checkpointing": args.checkpointing, "compile": args.compile, **found})
     return found
 
 

@@ -3,7 +3,6 @@
 And the paper's claims about them, each a comparison of two rows that can come out against it.
 """
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 from .results import at_gamma, measured
@@ -81,14 +80,25 @@ def ablation_rows(layers: int) -> list[Row]:
     ]
 
 
-def measured_ablations(rows: list[Row], form: str, seeds: Sequence[int], cache: str, run_dir: str, **shared) -> dict:
-    """`results.measured` for these rows. Raises: ValueError for fewer than two seeds, before anything is trained."""
-    if len(seeds) < 2:
+def measured_ablations(
+    rows: list[Row], form: str, seeds: int, cache: str, run_dir: str, claim_seeds: int = 0, **shared
+) -> dict:
+    """`results.measured` for these rows, each with the seeds 0, 1, ...
+
+    claim_seeds: how many for tables 2 to 4, which the paper's claims are about; 0: as many as for the others.
+    Raises: ValueError for fewer than two seeds, before anything is trained.
+    """
+    if seeds < 2:
         raise ValueError(
-            f"{len(seeds)} seed(s) make no paired comparison. After all the training no difference could be told from "
+            f"{seeds} seed(s) make no paired comparison. After all the training no difference could be told from "
             "noise; use two seeds or more, three if you can."
         )
-    return measured("ablations", form, [row.variant for row in rows], seeds, cache, run_dir, **shared)
+    more = tuple(range(max(seeds, claim_seeds)))
+    # SPT-SEG itself stands in every table: with the same seeds everywhere.
+    variants = [
+        row.variant._replace(seeds=more if row.table.startswith("Table") or not row.changes else ()) for row in rows
+    ]
+    return measured("ablations", form, variants, range(seeds), cache, run_dir, **shared)
 
 
 class Claim(NamedTuple):

@@ -34,7 +34,7 @@ GAMMAS = [0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5]
 # Linux's allocator hands large blocks back when they are freed, and a training step asks for the same ones again.
 KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": 2**32, "MALLOC_TRIM_THRESHOLD_": 2**32, "MALLOC_TOP_PAD_": 2**28}
 WORKER_BYTES = 1_500_000_000  # what one training process of the tiny CLIP takes, torch and all, rounded up
-TINY_RUNS_A_GPU = 16  # its kernels are so small that one process keeps a GPU idle most of the time
+TINY_RUNS_A_GPU = 14  # one keeps a GPU idle most of the time; so many at once were tried (docs/many_gpus.md)
 Scorecard = dict[str, dict[str, dict]]  # part -> γ -> scores
 
 
@@ -80,10 +80,14 @@ FORMS = {
 
 
 class Variant(NamedTuple):
-    """One row of a table: TrainSettings that differ from the form's. `overrides` of both are put together."""
+    """One row of a table: TrainSettings that differ from the form's. `overrides` of both are put together.
+
+    seeds: its own, where they are not the study's.
+    """
 
     name: str
     changes: dict
+    seeds: tuple[int, ...] = ()
 
     def settings(self, form: Form, seed: int, **shared) -> TrainSettings:
         """The variant's run with one seed. Raises: ValueError (pydantic's) for settings that cannot be."""
@@ -242,7 +246,7 @@ def run_study(
     Raises: ValueError for settings that cannot be, before anything is trained.
     """
     variants = list(variants)
-    plan = {v.name: [v.settings(form, seed, **shared) for seed in seeds] for v in variants}
+    plan = {v.name: [v.settings(form, seed, **shared) for seed in v.seeds or seeds] for v in variants}
     inductive, transductive = {}, {}
     for runs in plan.values():
         for i, run in enumerate(runs):

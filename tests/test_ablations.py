@@ -82,7 +82,22 @@ def test_rows_are_compared_with_the_first_and_p_values_raised_for_their_number()
     assert {row["p"] for row in table[1:]} == {2 * smaller, max(2 * smaller, larger)}
 
 
+def test_the_rows_that_claims_are_about_may_have_more_seeds(monkeypatch):
+    asked = {}
+
+    def measured(name, form, variants, seeds, *_, **__):
+        asked.update({v.name: list(v.seeds or seeds) for v in variants})
+
+    monkeypatch.setattr("sptseg_lib.ablations.measured", measured)
+    rows = ablation_rows(6)
+    measured_ablations(rows, "long", 3, "cache", "run", claim_seeds=5)
+    assert asked["Table 4 · 5 decoder layers"] == asked["Window · 3 × 3"] == [0, 1, 2, 3, 4]
+    assert asked["Window · 2 × 2"] == [0, 1, 2] and len(asked) == len(rows)
+    measured_ablations(rows, "long", 3, "cache", "run")
+    assert all(seeds == [0, 1, 2] for seeds in asked.values())
+
+
 def test_one_seed_is_refused_before_anything_is_trained(tmp_path):
     with pytest.raises(ValueError, match="1 seed"):
-        measured_ablations(ablation_rows(6), "smoke", [0], str(tmp_path), str(tmp_path))
+        measured_ablations(ablation_rows(6), "smoke", 1, str(tmp_path), str(tmp_path))
     assert not list(tmp_path.iterdir())

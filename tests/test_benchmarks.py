@@ -1,5 +1,7 @@
 """The benchmarks run in miniature; their figures mean nothing here."""
 
+import json
+
 import pytest
 from PIL import Image
 from scripts import load_script
@@ -17,12 +19,18 @@ def test_the_loader_is_measured_on_pictures_of_vocs_size(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("option", [[], ["--checkpointing", "--profile"]], ids=["plain", "recomputed"])
-def test_the_gpu_benchmark_runs_in_miniature_on_a_cpu(capsys, option):
+def test_the_gpu_benchmark_runs_in_miniature_on_a_cpu(tmp_path, capsys, option):
     sizes = ["--device", "cpu", "--tiny", "--iterations", "2", "--warmup", "1", "--batch", "2", "--workers", "0"]
-    found = load_script("benchmark_gpu").main([*sizes, "--pictures", "2", *option])
+    results, script = tmp_path / "results.json", load_script("benchmark_gpu")
+    found = script.main([*sizes, "--pictures", "2", "--results", str(results), *option])
     assert found["images_per_second"] > 0 and found["share_per_cent"] > 0 and 0 < found["waiting_per_cent"] < 100
     assert found["peak_gigabytes"] is None
     assert "images/s; peak memory not measured" in capsys.readouterr().out
+    kept = json.loads(results.read_text())
+    assert kept["size"] == 32 and kept["rows"][0]["checkpointing"] == ("--checkpointing" in option)
+    assert kept["rows"][0]["images_per_second"] == pytest.approx(found["images_per_second"], rel=1e-3)
+    with pytest.raises(ValueError, match="name another file"):
+        script.add_row(results, {"size": 512}, {})
 
 
 def test_operations_are_those_of_the_matrices():
