@@ -9,6 +9,7 @@ import hashlib
 import json
 import multiprocessing
 import os
+import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -205,7 +206,14 @@ def workers_for(jobs: Sequence[TrainSettings]) -> int:
     return max(1, most)
 
 
+def _end_with_parent() -> None:
+    multiprocessing.parent_process().join()
+    os._exit(1)
+
+
 def _begin_worker(devices, threads: int) -> None:
+    # A worker waits for its next run for ever, also where whoever would send it has been killed.
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     if devices is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = str(devices.get())
     torch.set_num_threads(threads)

@@ -1,8 +1,12 @@
 """Studies: what is the same run, what is trained once, what goes on after a stop, and what is chosen on what."""
 
 import json
+import subprocess
+import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from sptseg_lib import study
@@ -133,6 +137,23 @@ def test_workers_are_as_many_as_memory_allows(monkeypatch):
     assert [study.workers_for([tiny] * jobs) for jobs in (1, 2, 99)] == [1, 2, 3]
     memory.available = 10
     assert study.workers_for([tiny] * 9) == 1
+
+
+def test_workers_do_not_outlive_the_process_that_was_killed():
+    program = """
+import multiprocessing, os, time
+from concurrent.futures import ProcessPoolExecutor
+from sptseg_lib.study import _begin_worker
+if __name__ == "__main__":
+    pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _begin_worker, (None, 1))
+    print(pool.submit(os.getpid).result(), flush=True)
+    os.kill(os.getpid(), 9)
+"""
+    told = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True).stdout
+    worker, until = int(told), time.monotonic() + 20
+    while psutil.pid_exists(worker) and time.monotonic() < until:
+        time.sleep(0.1)
+    assert not psutil.pid_exists(worker)
 
 
 def test_large_models_take_a_gpu_each_and_tiny_ones_share(monkeypatch):
