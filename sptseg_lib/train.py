@@ -32,8 +32,8 @@ RESUME = "last.ckpt"
 # Losses that are divided by a count over the batch: (image, present class) pairs, or labelled pixels.
 COUNTED = {"focal": present_pairs, "dice": present_pairs, "cross_entropy": labelled_pixels}
 # Lightning greets every run with lists of the accelerators that are not there, and of those that are.
-for name in ("utilities.rank_zero", "accelerators.cuda"):
-    logging.getLogger(f"lightning.pytorch.{name}").setLevel(logging.WARNING)
+for _greeter in ("utilities.rank_zero", "accelerators.cuda"):
+    logging.getLogger(f"lightning.pytorch.{_greeter}").setLevel(logging.WARNING)
 
 
 def learning_rate_factor(step: int, warmup: int, steps: int, power: float = 0.9, floor: float = 1e-6) -> float:

@@ -1,6 +1,7 @@
 """What the ablations' tables compare, and what is said of the paper's claims."""
 
 import pytest
+from scripts import load_script
 
 from sptseg_lib.ablations import (
     ALIKE,
@@ -101,3 +102,22 @@ def test_one_seed_is_refused_before_anything_is_trained(tmp_path):
     with pytest.raises(ValueError, match="1 seed"):
         measured_ablations(ablation_rows(6), "smoke", 1, str(tmp_path), str(tmp_path))
     assert not list(tmp_path.iterdir())
+
+
+def test_studies_are_run_without_notebooks(monkeypatch, capsys):
+    asked, script = [], load_script("run_studies")
+
+    def measured(*given, **options):
+        asked.append((given[-4:], options))
+        return {"runs": 1, "cpu_hours": 0.0}
+
+    for owner, name in ((script, "measured_ablations"), (script, "measured_peers"), (script.robustness, "measure")):
+        monkeypatch.setattr(owner, name, measured)
+    assert script.main(["--form", "long", "--seeds", "2", "--claim-seeds", "4", "--split", "half"]) == 0
+    where, kept = {"dataset": "", "split": "half"}, ("runs/study", "runs/results")
+    assert asked == [
+        (("long", 2, *kept), {"claim_seeds": 4, **where}),
+        (("long", range(2), *kept), where),
+        (("long", range(2), *kept), where),
+    ]
+    assert capsys.readouterr().out.count("1 runs") == 3

@@ -141,7 +141,7 @@ def test_workers_are_as_many_as_memory_allows(monkeypatch):
 
 def test_workers_do_not_outlive_the_process_that_was_killed():
     program = """
-import multiprocessing, os, time
+import multiprocessing, os
 from concurrent.futures import ProcessPoolExecutor
 from sptseg_lib.study import _begin_worker
 if __name__ == "__main__":
